@@ -1,0 +1,25 @@
+"""What the HTTP layer is given by the composition root; nothing here is made on import."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from perdure.domain.clock import Clock
+from perdure.domain.messages import Image
+from perdure.domain.ports import Models, Store, Toolbox
+from perdure.runs.executor import Executor
+
+FetchImage = Callable[[str], Awaitable[Image]]
+"""Fetches an image by URL through the egress guard. Raises Invalid with the reason if it may not or cannot."""
+
+
+@dataclass(frozen=True)
+class Deps:
+    """The collaborators of all routes."""
+
+    store: Store
+    models: Models
+    toolbox: Toolbox
+    executor: Executor
+    clock: Clock
+    fetch_image: FetchImage
+    password: str | None = None

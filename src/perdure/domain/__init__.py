@@ -1,0 +1,1 @@
+"""What exists: ids, messages, events, records, the error tree and the ports. No I/O; imports nothing of ours."""

@@ -1,0 +1,1 @@
+"""Models: one file per wire dialect, translating neutral requests and pieces. Knows `domain` only."""

@@ -1,0 +1,1 @@
+"""Makes a loop durable: admission, execution, recovery. Above it `api`, below it `agent`."""
