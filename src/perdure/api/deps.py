@@ -3,6 +3,8 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from starlette.requests import Request
+
 from perdure.domain.clock import Clock
 from perdure.domain.messages import Image
 from perdure.domain.ports import Models, Store, Toolbox
@@ -23,3 +25,9 @@ class Deps:
     clock: Clock
     fetch_image: FetchImage
     password: str | None = None
+
+
+def deps_of(request: Request) -> Deps:
+    """The collaborators that the application of this request was made with."""
+    deps: Deps = request.app.state.deps
+    return deps

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from perdure.domain.messages import Message, Part, Stored, ToolCall, ToolReturn, Usage
+from perdure.domain.messages import Image, Message, Part, Stored, ToolCall, ToolReturn, Usage
 from perdure.domain.records import Agent, AgentState, Block, Context, ModelInfo, Run, Step, Tool
 
 # --- models ------------------------------------------------------------------------------------------------------
@@ -144,9 +144,17 @@ class SearchHit(msgspec.Struct, frozen=True):
 class Scene(Protocol):
     """What a tool may see and use while it runs."""
 
-    agent: Agent
-    blocks: tuple[Block, ...]
-    now: datetime
+    @property
+    def agent(self) -> Agent:
+        """The agent whose turn it is."""
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Its blocks, with the edits of earlier calls of this step."""
+
+    @property
+    def now(self) -> datetime:
+        """The moment of the call, in UTC."""
 
     async def search_messages(
         self, query: str | None, *, roles: Sequence[str] | None, start: datetime | None, end: datetime | None,
@@ -390,6 +398,9 @@ class Messages(Protocol):
     async def get(self, message_id: str) -> Stored:
         """One message."""
 
+    async def image(self, file_id: str) -> Image | None:
+        """The image that some stored message shows under this file id (★S18)."""
+
     async def search(
         self, agent_id: str, query: str | None, *, roles: Sequence[str] | None, start: datetime | None,
         end: datetime | None, limit: int,
@@ -404,7 +415,8 @@ class Contexts(Protocol):
         """Everything of a context. Raises NotFound."""
 
     async def reset(
-        self, context_id: str, system_message: Message, messages: Sequence[Message], compiled_version: int
+        self, context_id: str, system_message: Message, messages: Sequence[Message], *, compiled_version: int,
+        compiled_at: datetime, hidden_count: int,
     ) -> None:
         """Context = [the rewritten system message, `messages`]; history is kept. Raises Busy while a run holds it."""
 
@@ -455,6 +467,8 @@ class Store(Protocol):
     messages: Messages
     contexts: Contexts
     runs: Runs
+    exclusive: bool
+    """Whether no other process can work on this database (SQLite): then every open run at start is a dead one."""
 
     async def close(self) -> None:
         """Finish what is under way and give everything back."""

@@ -1,0 +1,161 @@
+"""One model call: build the neutral request, relay the fragments, hand back the whole answer (spec §1.2, §4.4)."""
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, cast
+
+import msgspec
+
+from perdure.agent.turn import Emit, Turn
+from perdure.domain.errors import ModelEmptyResponse, ModelError
+from perdure.domain.events import HiddenReasoning, ReasoningDelta, TextDelta, ToolCallDelta
+from perdure.domain.messages import ToolCall
+from perdure.domain.ports import (
+    Answer,
+    CallPiece,
+    HiddenPiece,
+    ModelRequest,
+    Piece,
+    ReasoningPiece,
+    TextPiece,
+    ToolSchema,
+)
+from perdure.domain.records import Tool
+from perdure.memory.prompt import available_skills
+from perdure.memory.window import for_model, return_char_cap
+
+LOOP_WORDS = ("request_heartbeat", "thinking")
+"""Argument names of the older loops; a current tool never gets them (spec §1.6)."""
+
+
+async def ask(turn: Turn, step_id: str, message_id: str, emit: Emit) -> Answer:
+    """The model's answer, its calls cleaned. An empty one is asked for once more (★S13)."""
+    request = compile_request(turn)
+    try:
+        answer = await _listen(turn, request, Relay(step_id, message_id, emit, _parallel(turn)))
+    except ModelEmptyResponse:
+        answer = await _listen(turn, request, Relay(step_id, message_id, emit, _parallel(turn)))
+    turn.step_count += 1
+    turn.usage += answer.usage
+    turn.context_tokens = answer.usage.total_tokens
+    calls = answer.tool_calls if _parallel(turn) else answer.tool_calls[:1]
+    return msgspec.structs.replace(answer, tool_calls=tuple(_clean(call, turn) for call in calls))
+
+
+def compile_request(turn: Turn) -> ModelRequest:
+    """The request for the next step, from the context and what this turn added."""
+    agent, tools = turn.agent, [_schema(tool) for tool in turn.context.tools]
+    return ModelRequest(
+        model=turn.model.info.name,
+        system=_system(turn),
+        messages=for_model(turn.context.messages, turn.new, turn.since if _autoclears(turn) else 1),
+        tools=tools,
+        tool_choice="auto" if tools else "none",
+        parallel_tool_calls=_parallel(turn) if tools else None,
+        settings=agent.model_settings | ({"response_format": agent.response_format} if agent.response_format else {}),
+        timezone=agent.timezone,
+        return_char_cap=return_char_cap(turn.model.info.context_window),
+    )
+
+
+def _system(turn: Turn) -> str:
+    """The request's system text: the caller's own, or the compiled one with the skills of this request."""
+    if turn.options.override_system is not None:
+        return turn.options.override_system
+    skills = available_skills(turn.blocks, turn.options.client_skills)
+    return f"{turn.system}\n\n{skills}" if skills else turn.system
+
+
+def _autoclears(turn: Turn) -> bool:
+    return turn.agent.message_buffer_autoclear or turn.agent.agent_type == "workflow_agent"
+
+
+def _parallel(turn: Turn) -> bool:
+    """The setting in force (spec §1.2, tool_choice), not the one that is read back (★S81)."""
+    return bool(turn.agent.llm.get("parallel_tool_calls"))
+
+
+def _schema(tool: Tool) -> ToolSchema:
+    schema = tool.json_schema
+    parameters = schema.get("parameters") or {"type": "object", "properties": {}}
+    return ToolSchema(tool.name, schema.get("description") or tool.description or "", parameters)
+
+
+async def _listen(turn: Turn, request: ModelRequest, relay: "Relay") -> Answer:
+    # Every model is an async generator in fact; closing it is what aborts the call when the run is cancelled.
+    stream = cast(AsyncGenerator[Piece, None], turn.model.stream(request))
+    async with aclosing(stream) as pieces:
+        async for piece in pieces:
+            if isinstance(piece, Answer):
+                return piece
+            if turn.options.deltas:
+                relay(piece)
+    raise ModelError("The model's stream ended without an answer. Send the message again.")
+
+
+class Relay:
+    """Turns a model's pieces into events of one message, counting its parts as they change (spec §0.4)."""
+
+    def __init__(self, step_id: str, message_id: str, emit: Emit, parallel: bool):
+        self._step_id, self._message_id, self._emit, self._parallel = step_id, message_id, emit, parallel
+        self._part, self._kind = -1, ""
+        self._first_call: str | None = None
+
+    def __call__(self, piece: TextPiece | ReasoningPiece | HiddenPiece | CallPiece) -> None:
+        """Pass one piece on."""
+        if isinstance(piece, TextPiece):
+            self._emit(TextDelta(self._message_id, self._step_id, self._count("text"), piece.text))
+        elif isinstance(piece, ReasoningPiece):
+            part = self._count("reasoning")
+            self._emit(ReasoningDelta(self._message_id, self._step_id, part, piece.text, piece.signature))
+        elif isinstance(piece, HiddenPiece):
+            self._emit(HiddenReasoning(self._message_id, self._step_id, self._count("hidden"), piece.data))
+        elif self._shown(piece):
+            part = self._count("call")
+            self._emit(ToolCallDelta(self._message_id, self._step_id, part, piece.id, piece.name, piece.arguments))
+
+    def _count(self, kind: str) -> int:
+        if kind != self._kind:
+            self._kind, self._part = kind, self._part + 1
+        return self._part
+
+    def _shown(self, piece: CallPiece) -> bool:
+        """With parallel calls off only the first call exists (spec §1.2)."""
+        self._first_call = self._first_call or piece.id
+        return self._parallel or piece.id == self._first_call
+
+
+def _clean(call: ToolCall, turn: Turn) -> ToolCall:
+    """The call as it is stored: an object's JSON text, without the older loops' words (spec §1.6).
+
+    What is no object at all is kept aside for the error result and shown as `{}` (★S10).
+    """
+    arguments = decode_arguments(call.arguments)
+    if arguments is None:
+        turn.garbled[call.id] = call.arguments
+        return ToolCall(call.id, call.name, "{}")
+    kept = {key: value for key, value in arguments.items() if key not in LOOP_WORDS}
+    if len(kept) == len(arguments) and _is_object(call.arguments):
+        return call
+    return ToolCall(call.id, call.name, json.dumps(kept, ensure_ascii=False))
+
+
+def _is_object(text: str) -> bool:
+    """Whether the text is one JSON object and nothing else, so that it can be kept to the letter."""
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
+def decode_arguments(text: str) -> dict[str, Any] | None:
+    """The object in a call's arguments, forgiving what models do (spec §1.6); None if there is none."""
+    text = text.strip() or "{}"
+    try:
+        value, _ = json.JSONDecoder().raw_decode(text)
+        if isinstance(value, str):
+            value = json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,163 @@
+"""Sending messages to an agent, listing and resetting them (behaviour spec §2, §3, §9.3)."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+
+from perdure.agent.turn import Options
+from perdure.api.deps import Deps, deps_of
+from perdure.api.input import Reader
+from perdure.api.params import AgentId
+from perdure.api.schemas.agents import AgentState
+from perdure.api.schemas.messages import LettaMessage, LettaResponse
+from perdure.api.send_schema import MessageType, SendRequest
+from perdure.api.sse import HEADERS, PING_SECONDS, Rendering, stream, usage_statistics
+from perdure.api.views import agent_view
+from perdure.api.wire import Wire, listed
+from perdure.domain.errors import NotImplementedYet
+from perdure.domain.events import Event, RunEnded, StepCommitted
+from perdure.domain.messages import Message, Text
+from perdure.domain.ports import MessageQuery, Page
+from perdure.memory.prompt import compile_system
+from perdure.runs.executor import Ongoing
+from perdure.runs.order import Order
+
+router = APIRouter(tags=["agents.messages"])
+
+
+@router.post("/v1/agents/{agent_id}/messages", response_model=LettaResponse)
+async def send_message(agent_id: AgentId, body: SendRequest, request: Request) -> Response:
+    """Send messages; answer with the whole outcome, or stream it (`streaming`)."""
+    deps = deps_of(request)
+    _refuse_what_comes_later(body)
+    messages = await Reader(deps.fetch_image, deps.store.messages.image, deps.clock.now()).read(body)
+    ongoing = await deps.executor.start(_order(agent_id, body, messages, await request.body()))
+    if body.streaming:
+        return _streamed(ongoing, body, deps)
+    return _json(await collect(ongoing.channel.batches(), body.include_return_message_types))
+
+
+def _streamed(ongoing: Ongoing, body: SendRequest, deps: Deps) -> Response:
+    rendering = Rendering(
+        ongoing.run.id, deps.clock, tokens=body.stream_tokens, pings=body.include_pings,
+        types=body.include_return_message_types,
+    )  # fmt: skip
+    frames = stream(ongoing.channel.batches(PING_SECONDS), rendering)
+    return StreamingResponse(frames, media_type="text/event-stream", headers=HEADERS)
+
+
+async def collect(batches: AsyncIterator[list[Event]], types: Sequence[MessageType] | None) -> Wire:
+    """The non-streaming rendering of a run's events. Raises the error that ended the run, if one did."""
+    messages: list[Message] = []
+    async for batch in batches:
+        for event in batch:
+            if isinstance(event, StepCommitted):
+                messages.extend(event.messages)
+            elif isinstance(event, RunEnded):
+                if event.error:
+                    raise event.error
+                return _response(messages, event, types)
+    raise AssertionError("a run's events end with RunEnded")
+
+
+def _response(messages: list[Message], ended: RunEnded, types: Sequence[MessageType] | None) -> Wire:
+    return {
+        "messages": listed(messages, include_return_message_types=types),
+        "stop_reason": {"message_type": "stop_reason", "stop_reason": ended.stop_reason},
+        "usage": usage_statistics(ended.usage, ended.step_count, ended.context_tokens),
+        "logprobs": None,
+        "turns": None,
+    }
+
+
+def _refuse_what_comes_later(body: SendRequest) -> None:
+    """Words instead of a wrong answer, for the parts of the page that this version does not have."""
+    if body.background:
+        raise NotImplementedYet("background=true is not available in this version. Stream in the foreground.")
+    if body.client_tools:
+        raise NotImplementedYet("client_tools are not available in this version. Send without them.")
+
+
+def _order(agent_id: str, body: SendRequest, messages: list[Message], raw: bytes) -> Order:
+    skills = [skill.model_dump() for skill in body.client_skills or ()]
+    options = Options(
+        max_steps=body.max_steps, override_system=body.override_system, client_skills=skills, deltas=body.stream_tokens
+    )
+    return Order(
+        agent_id=agent_id, messages=messages, request=raw, options=options, override_model=body.override_model,
+        run_type="send_message_streaming" if body.streaming else "send_message",
+        request_config={
+            "use_assistant_message": body.use_assistant_message,
+            "assistant_message_tool_name": body.assistant_message_tool_name,
+            "assistant_message_tool_kwarg": body.assistant_message_tool_kwarg,
+            "include_return_message_types": body.include_return_message_types,
+        },
+    )  # fmt: skip
+
+
+@router.get("/v1/agents/{agent_id}/messages", response_model=list[LettaMessage])
+async def list_messages(
+    agent_id: AgentId,
+    request: Request,
+    before: str | None = None,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    order: Literal["asc", "desc"] = "desc",
+    group_id: str | None = None,
+    conversation_id: str | None = None,
+    include_return_message_types: Annotated[list[MessageType] | None, Query()] = None,
+    use_assistant_message: bool = True,
+    assistant_message_tool_name: str = "send_message",
+    assistant_message_tool_kwarg: str = "message",
+    include_err: bool | None = None,
+) -> Response:
+    """A page of history: `limit` stored messages, always oldest first in the array (★S58)."""
+    deps = deps_of(request)
+    query = MessageQuery(
+        agent_id=agent_id, group_id=group_id, conversation_id=conversation_id, include_err=bool(include_err)
+    )
+    page = Page(limit=limit, before=before, after=after, ascending=order == "asc")
+    stored = await deps.store.messages.find(query, page)
+    if not stored:
+        await deps.store.agents.get(agent_id)
+    messages = [entry.message for entry in (stored if order == "asc" else reversed(stored))]
+    return _json(listed(messages, include_return_message_types=include_return_message_types))
+
+
+class ResetRequest(BaseModel):
+    """Whether to begin again with the agent type's default initial messages (none for current types)."""
+
+    add_default_initial_messages: bool = False
+
+
+@router.patch("/v1/agents/{agent_id}/reset-messages", response_model=AgentState)
+async def reset_messages(agent_id: AgentId, request: Request, body: ResetRequest | None = None) -> Response:
+    """Empty the context but for a freshly compiled system message; history is kept."""
+    deps = deps_of(request)
+    await reset_context(deps, agent_id)
+    return _json(agent_view(await deps.store.agents.get(agent_id)))
+
+
+async def reset_context(deps: Deps, context_id: str) -> None:
+    """Context = [recompiled system message]. Raises NotFound, Busy."""
+    context = await deps.store.contexts.load(context_id)
+    hidden = context.hidden_count + len(context.messages) - 1
+    now = deps.clock.now()
+    text = compile_system(
+        context.agent, context.blocks, context.tools, compiled_at=now, hidden_count=hidden,
+        conversation_id=context.conversation_id,
+    )  # fmt: skip
+    system = msgspec.structs.replace(context.messages[0], content=(Text(text),))
+    await deps.store.contexts.reset(
+        context_id, system, [], compiled_version=context.agent_version, compiled_at=now, hidden_count=hidden
+    )
+
+
+def _json(value: Any) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")
+
+

@@ -1,0 +1,201 @@
+"""The one executor of all entry points: accept a run, carry it out, record how it ended (behaviour spec §12.1).
+
+Above it are the renderings in `api`, below it the loop in `agent`. It knows nothing of HTTP.
+"""
+
+import asyncio
+import contextlib
+from datetime import datetime, timedelta
+
+import msgspec
+import structlog
+
+from perdure.agent.loop import run_turn
+from perdure.agent.turn import Ports, Turn
+from perdure.domain.clock import Clock
+from perdure.domain.errors import ContextOverflow, Fenced, ModelEmptyResponse, ModelError
+from perdure.domain.events import RunEnded, RunStarted
+from perdure.domain.ids import new_id
+from perdure.domain.messages import Message, Text, Usage, text_of
+from perdure.domain.ports import Accepted, Model, Models, StepCommit, Store, Toolbox
+from perdure.domain.records import Context, Run, Step
+from perdure.memory.prompt import compile_system
+from perdure.runs.channel import Channel
+from perdure.runs.contexts import ContextCache
+from perdure.runs.order import Order
+
+log = structlog.get_logger()
+
+BEAT = timedelta(seconds=5)
+LEASE = timedelta(seconds=30)
+"""A run whose worker has not been heard of for this long is ended by another one."""
+
+
+class Ongoing:
+    """A run under way in this process."""
+
+    def __init__(self, run: Run):
+        self.run, self.channel = run, Channel()
+        self.task: asyncio.Task[None] | None = None
+
+
+class Executor:
+    """Starts runs and sees them through."""
+
+    def __init__(self, store: Store, models: Models, toolbox: Toolbox, clock: Clock):
+        self._store, self._models, self._clock = store, models, clock
+        self._contexts = ContextCache(store.contexts)
+        self._ports = Ports(store, toolbox, clock, self._commit)
+        self._ongoing: dict[str, Ongoing] = {}
+        self._pulse: asyncio.Task[None] | None = None
+
+    async def start(self, order: Order) -> Ongoing:
+        """Accept a run and begin it; when this returns, the request is durable.
+
+        Raises NotFound (agent, model), Busy, Invalid, Unavailable; nothing is stored then.
+        """
+        override = await self._override(order)
+        run = Run(
+            id=new_id("run"), agent_id=order.agent_id, context_id=order.context_id, created_at=self._clock.now(),
+            conversation_id=order.conversation_id, background=order.background,
+            metadata={"run_type": order.run_type}, request_config=order.request_config,
+        )  # fmt: skip
+        accepted = await self._store.runs.accept(run, order.request)
+        ongoing = self._ongoing[run.id] = Ongoing(run)
+        ongoing.channel.emit(RunStarted(run.id))
+        self._pulse = self._pulse or asyncio.create_task(self._beat())
+        ongoing.task = asyncio.create_task(self._carry_out(ongoing, order, accepted, override))
+        return ongoing
+
+    async def _override(self, order: Order) -> Model | None:
+        """The model this one request asks for; its own window applies (spec §2)."""
+        if order.override_model is None:
+            return None
+        info = await self._models.find(order.override_model)
+        return self._models.open(info.handle, info.context_window)
+
+    async def _carry_out(self, ongoing: Ongoing, order: Order, accepted: Accepted, override: Model | None) -> None:
+        """Run the loop; whatever happens, the run ends in the database and readers get exactly one `RunEnded`."""
+        turn: Turn | None = None
+        try:
+            context = await self._contexts.get(order.context_id, accepted)
+            turn = self._turn(ongoing.run, context, order, override)
+            ended = await run_turn(turn, self._ports, ongoing.channel.emit)
+        except asyncio.CancelledError:
+            ended = await self._fail(ongoing.run, order, turn, None, "cancelled")
+        except Exception as error:  # every failure of a run is recorded and told, not only those we foresee
+            if not isinstance(error, ModelError):
+                log.error("run failed", run_id=ongoing.run.id, exc_info=error)
+            ended = await self._fail(ongoing.run, order, turn, error, stop_reason_of(error))
+        finally:
+            self._ongoing.pop(ongoing.run.id, None)
+        ongoing.channel.emit(ended)
+
+    def _turn(self, run: Run, context: Context, order: Order, override: Model | None) -> Turn:
+        handle, window = context.agent.model, int(context.agent.llm.get("context_window") or 0)
+        system, recompiled = _system(context)
+        stamped = [
+            msgspec.structs.replace(m, run_id=run.id, agent_id=run.agent_id, conversation_id=run.conversation_id)
+            for m in order.messages
+        ]
+        return Turn(
+            run=run, context=context, options=order.options, model=override or self._models.open(handle, window),
+            new=stamped, blocks=context.blocks, system=system, recompiled=recompiled, since=len(context.messages),
+        )  # fmt: skip
+
+    async def _commit(self, turn: Turn, commit: StepCommit) -> None:
+        """Save a step, then note in the cache what the context has become."""
+        committed = await self._store.runs.commit(commit)
+        turn.context = self._contexts.advance(turn.context, commit, committed)
+
+    async def _fail(self, run: Run, order: Order, turn: Turn | None, error: Exception | None, stop: str) -> RunEnded:
+        """End the run in the database, with the step that failed, and make the closing event."""
+        usage = turn.usage if turn else Usage()
+        steps = turn.step_count if turn else 0
+        now = self._clock.now()
+        metadata = dict(run.metadata)
+        if error is not None:
+            metadata["error"] = describe(error)
+        if steps == 0:
+            metadata["rejected_input"] = [text_of(m.content)[:2000] for m in order.messages]
+        ended = msgspec.structs.replace(
+            run, status="cancelled" if stop == "cancelled" else "failed", stop_reason=stop, completed_at=now,
+            usage=usage, metadata=metadata, total_duration_ns=int((now - run.created_at).total_seconds() * 1e9),
+        )  # fmt: skip
+        self._contexts.forget(run.context_id)
+        with contextlib.suppress(Fenced):  # another worker has ended it already
+            await asyncio.shield(self._store.runs.end(ended, _failed_step(turn, error, stop, now)))
+        return RunEnded(stop, usage, steps, turn.context_tokens if turn else None, error)
+
+    async def recover(self) -> int:
+        """End runs that a dead worker left open; answers how many. Their requests stay readable in their rows."""
+        older_than = self._clock.now() if self._store.exclusive else self._clock.now() - LEASE
+        return await self._store.runs.interrupt(
+            older_than, "The server stopped while this run was under way. Send the message again."
+        )
+
+    async def drain(self, seconds: float) -> None:
+        """Let runs finish for so long, then cancel the rest and wait until each is recorded."""
+        tasks = [ongoing.task for ongoing in self._ongoing.values() if ongoing.task]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=seconds)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        if self._pulse:
+            self._pulse.cancel()
+            self._pulse = None
+
+    async def _beat(self) -> None:
+        """Renew the leases of this process's runs while it has any."""
+        while self._ongoing:
+            await asyncio.sleep(BEAT.total_seconds())
+            if self._ongoing:
+                await self._store.runs.beat(list(self._ongoing), self._clock.now())
+        self._pulse = None
+
+
+def stop_reason_of(error: Exception) -> str:
+    """The stop reason an error ends a run with (spec §1.5)."""
+    if isinstance(error, ModelEmptyResponse):
+        return "invalid_llm_response"
+    if isinstance(error, ContextOverflow):
+        return "error"
+    return "llm_api_error" if isinstance(error, ModelError) else "error"
+
+
+def describe(error: Exception) -> dict[str, str]:
+    """An error as a run's metadata shows it (★S23)."""
+    kind = error.error_type if isinstance(error, ModelError) else "internal_error"
+    detail = error.detail if isinstance(error, ModelError) else type(error).__name__
+    return {"error_type": kind, "message": str(error), "detail": detail}
+
+
+def _failed_step(turn: Turn | None, error: Exception | None, stop: str, now: datetime) -> Step | None:
+    """A row for the model call that failed, so that lists of steps show it."""
+    if turn is None or not isinstance(error, ModelError):
+        return None
+    info = turn.model.info
+    return Step(
+        id=new_id("step"), run_id=turn.run.id, agent_id=turn.run.agent_id, created_at=now, status="failed",
+        stop_reason=stop, provider_name=info.provider_name, model=info.name, model_handle=info.handle,
+        model_endpoint=info.endpoint, context_window_limit=info.context_window, error_type=error.error_type,
+        error_data=dict(describe(error)),
+    )  # fmt: skip
+
+
+def _system(context: Context) -> tuple[str, Message | None]:
+    """The system text in force, and the rewritten message 0 if the stored one is out of date (★S5).
+
+    Recompiled with the time and counts of the last compilation, so that it differs only if something real did.
+    """
+    stored = context.messages[0]
+    if context.compiled_version == context.agent_version:
+        return text_of(stored.content), None
+    text = compile_system(
+        context.agent, context.blocks, context.tools, compiled_at=context.compiled_at,
+        hidden_count=context.hidden_count, conversation_id=context.conversation_id,
+    )  # fmt: skip
+    if text == text_of(stored.content):
+        return text, None
+    return text, msgspec.structs.replace(stored, content=(Text(text),))
