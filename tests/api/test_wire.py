@@ -43,9 +43,8 @@ def test_dates_are_shown_in_utc() -> None:
 
 def test_parts_of_one_answer_share_the_id_and_count_their_otids() -> None:
     """Reasoning 0, text 1, calls 2: the UUID with its low seven bits replaced (spec §0.4)."""
-    wires = wire_messages(
-        message("assistant", content=(Reasoning("why", signature="s"), Text("so")), tool_calls=(ToolCall("c", "t", "{}"),))
-    )
+    content = (Reasoning("why", signature="s"), Text("so"))
+    wires = wire_messages(message("assistant", content=content, tool_calls=(ToolCall("c", "t", "{}"),)))
     assert [(w["message_type"], w["otid"]) for w in wires] == [
         ("reasoning_message", "11111111-1111-4111-8111-111111111180"),
         ("assistant_message", "11111111-1111-4111-8111-111111111181"),
@@ -89,7 +88,9 @@ def test_user_content_is_a_string_only_if_it_is_one_text() -> None:
         {"type": "text", "text": "see", "signature": None},
         {
             "type": "image",
-            "source": {"type": "letta", "file_id": "file-1", "media_type": "image/png", "data": "aGk=", "detail": "low"},
+            "source": {
+                "type": "letta", "file_id": "file-1", "media_type": "image/png", "data": "aGk=", "detail": "low",
+            },
         },
     ]
 
@@ -134,7 +135,8 @@ def test_an_approval_response_repeats_its_first_decision() -> None:
 
 def test_a_summary_is_a_user_message_unless_summaries_are_asked_for() -> None:
     """★S60."""
-    stored = message("summary", content=(Text('{"type":"system_alert","message":"short","compaction_stats":{"trigger":"t"}}'),))
+    envelope = '{"type":"system_alert","message":"short","compaction_stats":{"trigger":"t"}}'
+    stored = message("summary", content=(Text(envelope),))
     assert [w["message_type"] for w in listed([stored])] == ["user_message"]
     (wire,) = listed([stored], include_return_message_types=["summary_message"])
     assert (wire["summary"], wire["compaction_stats"]) == ("short", {"trigger": "t"})

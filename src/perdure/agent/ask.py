@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import msgspec
 
+from perdure.agent.rules import allow_parallel, choose, prefill_problem, prefilled
 from perdure.agent.turn import Emit, Turn
 from perdure.domain.errors import ModelEmptyResponse, ModelError
 from perdure.domain.events import HiddenReasoning, ReasoningDelta, TextDelta, ToolCallDelta
@@ -40,19 +41,21 @@ async def ask(turn: Turn, step_id: str, message_id: str, emit: Emit) -> Answer:
     turn.usage += answer.usage
     turn.context_tokens = answer.usage.total_tokens
     calls = answer.tool_calls if _parallel(turn) else answer.tool_calls[:1]
-    return msgspec.structs.replace(answer, tool_calls=tuple(_clean(call, turn) for call in calls))
+    return msgspec.structs.replace(answer, tool_calls=tuple(_prefilled(_clean(call, turn), turn) for call in calls))
 
 
 def compile_request(turn: Turn) -> ModelRequest:
     """The request for the next step, from the context and what this turn added."""
-    agent, tools = turn.agent, [_schema(tool) for tool in turn.context.tools]
+    agent, attached = turn.agent, turn.context.tools
+    turn.choice = choose(agent.tool_rules, [tool.name for tool in attached], turn.history)
+    tools = [_schema(tool) for tool in attached if tool.name in turn.choice.names]
     return ModelRequest(
         model=turn.model.info.name,
         system=_system(turn),
         messages=for_model(turn.context.messages, turn.new, turn.since if _autoclears(turn) else 1),
         tools=tools,
-        tool_choice="auto" if tools else "none",
-        parallel_tool_calls=_parallel(turn) if tools else None,
+        tool_choice=turn.choice.tool_choice,
+        parallel_tool_calls=_parallel(turn) and allow_parallel(agent.tool_rules) if tools else None,
         settings=agent.model_settings | ({"response_format": agent.response_format} if agent.response_format else {}),
         timezone=agent.timezone,
         return_char_cap=return_char_cap(turn.model.info.context_window),
@@ -60,11 +63,12 @@ def compile_request(turn: Turn) -> ModelRequest:
 
 
 def _system(turn: Turn) -> str:
-    """The request's system text: the caller's own, or the compiled one with the skills of this request."""
+    """The caller's own text, or the compiled one with the skills of this request and why no tool is offered (★S54)."""
     if turn.options.override_system is not None:
         return turn.options.override_system
     skills = available_skills(turn.blocks, turn.options.client_skills)
-    return f"{turn.system}\n\n{skills}" if skills else turn.system
+    barred = f"You have no tools now. {turn.choice.why}" if turn.choice.why and not turn.choice.names else ""
+    return "\n\n".join(text for text in (turn.system, skills, barred) if text)
 
 
 def _autoclears(turn: Turn) -> bool:
@@ -139,6 +143,18 @@ def _clean(call: ToolCall, turn: Turn) -> ToolCall:
     if len(kept) == len(arguments) and _is_object(call.arguments):
         return call
     return ToolCall(call.id, call.name, json.dumps(kept, ensure_ascii=False))
+
+
+def _prefilled(call: ToolCall, turn: Turn) -> ToolCall:
+    """The call with the arguments its rules give it; a misfit is noted and the model's own are kept (spec §8.4)."""
+    given = prefilled(turn.agent.tool_rules, call.name, turn.history)
+    tool = next((tool for tool in turn.context.tools if tool.name == call.name), None)
+    if not given or tool is None:
+        return call
+    if problem := prefill_problem(given, _schema(tool).parameters):
+        turn.misfilled[call.id] = problem
+        return call
+    return ToolCall(call.id, call.name, json.dumps((decode_arguments(call.arguments) or {}) | given))
 
 
 def _is_object(text: str) -> bool:

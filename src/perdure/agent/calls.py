@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import msgspec
 
 from perdure.agent.ask import decode_arguments
+from perdure.agent.rules import History, violation
 from perdure.agent.turn import Ports, Scene, Turn
 from perdure.domain.ids import new_id
-from perdure.domain.messages import Message, ToolCall, ToolReturn
+from perdure.domain.messages import Message, ToolCall, ToolReturn, text_of
 from perdure.domain.ports import BlockEdit, Outcome
 from perdure.domain.records import Block, Tool
 
@@ -24,14 +25,13 @@ class Calls:
         self._turn, self._said, self._ports = turn, said, ports
         self._tools = {tool.name: tool for tool in turn.context.tools}
         self._outcomes: dict[str, Outcome] = {}
+        self._refused: set[str] = set()
+        self._blocks = turn.blocks
         self.edits: list[BlockEdit] = []
 
-    async def run(self) -> Message | None:
-        """The tool message with all returns, or None if nothing was called."""
-        if not self._said.tool_calls:
-            return None
-        self._blocks = self._turn.blocks
-        self.edits = []
+    async def run(self) -> tuple[Message, ...]:
+        """The tool message with all returns; nothing if nothing was called."""
+        self._blocks, self.edits = self._turn.blocks, []
         self._outcomes = {key: outcome for key, outcome in self._outcomes.items() if not outcome.edits}
         waiting = [call for call in self._said.tool_calls if call.id not in self._outcomes]
         await asyncio.gather(*(self._one(call) for call in waiting if self._side_by_side(call)))
@@ -42,7 +42,19 @@ class Calls:
 
     def blocks_after(self) -> tuple[Block, ...]:
         """The agent's blocks once the edits are saved."""
-        return self._blocks if self._said.tool_calls else self._turn.blocks
+        return self._blocks
+
+    def executed(self) -> list[str]:
+        """The names of the tools that ran, in call order; refused calls are not among them."""
+        return [call.name for call in self._said.tool_calls if call.id not in self._refused]
+
+    def history_after(self) -> History:
+        """What the request has called once this step is saved."""
+        history = History(list(self._turn.history.names), self._turn.history.last_result)
+        for call in self._said.tool_calls:
+            if call.id not in self._refused:
+                history.add(call.name, plain_result(self._outcomes[call.id].result))
+        return history
 
     def _side_by_side(self, call: ToolCall) -> bool:
         tool = self._tools.get(call.name)
@@ -51,6 +63,7 @@ class Calls:
     async def _one(self, call: ToolCall) -> None:
         refusal = self._refusal(call)
         if refusal:
+            self._refused.add(call.id)
             outcome = Outcome(result=ToolReturn(call.id, refusal, "error", call.name))
         else:
             tool, arguments = self._tools[call.name], decode_arguments(call.arguments) or {}
@@ -64,6 +77,10 @@ class Calls:
         tool = self._tools.get(call.name)
         if tool is None:
             return f"Tool not found: {call.name}. Your tools are: {', '.join(self._tools) or 'none'}."
+        if call.id in self._turn.misfilled:
+            return self._turn.misfilled[call.id]
+        if problem := violation(self._turn.choice, call.name):
+            return problem
         if call.id in self._turn.garbled:
             raw = self._turn.garbled[call.id]
             return f"The arguments of {call.name} are not a JSON object: {raw[:200]!r}. Call it again with one."
@@ -83,13 +100,22 @@ class Calls:
             after = msgspec.structs.replace(edit.block, version=edit.base_version + 1)
             self._blocks = others if edit.detach else (*others, after)
 
-    def _message(self, returns: Sequence[ToolReturn]) -> Message:
+    def _message(self, returns: Sequence[ToolReturn]) -> tuple[Message, ...]:
+        if not returns:
+            return ()
         said = self._said
-        return Message(
-            id=new_id("message"), role="tool", created_at=self._ports.clock.now(), tool_returns=tuple(returns),
-            agent_id=said.agent_id, conversation_id=said.conversation_id, run_id=said.run_id, step_id=said.step_id,
-            model=said.model,
+        return (
+            Message(
+                id=new_id("message"), role="tool", created_at=self._ports.clock.now(), tool_returns=tuple(returns),
+                agent_id=said.agent_id, conversation_id=said.conversation_id, run_id=said.run_id,
+                step_id=said.step_id, model=said.model,
+            ),
         )  # fmt: skip
+
+
+def plain_result(ret: ToolReturn) -> str:
+    """A result's words, as conditional rules compare them."""
+    return ret.content if isinstance(ret.content, str) else text_of(ret.content)
 
 
 def _needs_approval(rules: Sequence[dict[str, object]], tool: Tool) -> bool:

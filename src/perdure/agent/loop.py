@@ -3,20 +3,24 @@
 It knows ports only. What it makes leaves through `emit`; what ends it early is an exception, recorded by `runs`.
 """
 
+import json
+
 import msgspec
 
 from perdure.agent.ask import ask
 from perdure.agent.calls import Calls
+from perdure.agent.rules import is_terminal, outstanding
 from perdure.agent.turn import Emit, Ports, Turn
 from perdure.domain.errors import StaleBlock
 from perdure.domain.events import RunEnded, StepCommitted
 from perdure.domain.ids import new_id
-from perdure.domain.messages import Message
+from perdure.domain.messages import Message, Text
 from perdure.domain.ports import Answer, StepCommit
 from perdure.domain.records import Run, Step
+from perdure.memory.prompt import local_time
 
-STATUS = {"max_tokens_exceeded": "failed", "invalid_tool_call": "failed", "cancelled": "cancelled"}
-RETRIES_ON_STALE_BLOCKS = 5
+STATUS = {"max_tokens_exceeded": "failed", "invalid_tool_call": "failed"}
+TRIES_ON_STALE_BLOCKS = 5
 
 
 async def run_turn(turn: Turn, ports: Ports, emit: Emit) -> RunEnded:
@@ -25,37 +29,62 @@ async def run_turn(turn: Turn, ports: Ports, emit: Emit) -> RunEnded:
         step_id, message_id = new_id("step"), new_id("message")
         answer = await ask(turn, step_id, message_id, emit)
         said = _message(turn, step_id, message_id, answer, ports)
-        stop = _stop_reason(answer, last=number == turn.options.max_steps)
-        made = await _act_and_commit(turn, said, answer, stop, ports)
-        emit(StepCommitted(step_id, made))
+        made, stop = await _act_and_commit(turn, said, answer, ports, last=number == turn.options.max_steps)
+        emit(StepCommitted(step_id, tuple(message for message in made if message.role != "user")))
         if stop:
             return RunEnded(stop, turn.usage, turn.step_count, turn.context_tokens)
     raise AssertionError("max_steps is at least 1, so the last step has a stop reason")
 
 
-def _stop_reason(answer: Answer, *, last: bool) -> str | None:
-    """Why the loop ends after this answer; None to go on (spec §1.4)."""
-    if answer.tool_calls:
-        return "max_steps" if last else None
-    return "max_tokens_exceeded" if answer.finish == "length" else "end_turn"
-
-
 async def _act_and_commit(
-    turn: Turn, said: Message, answer: Answer, stop: str | None, ports: Ports
-) -> tuple[Message, ...]:
+    turn: Turn, said: Message, answer: Answer, ports: Ports, *, last: bool
+) -> tuple[tuple[Message, ...], str | None]:
     """Run the calls and save the step; if a block changed meanwhile, edit its present text instead."""
     calls = Calls(turn, said, ports)
-    for _ in range(RETRIES_ON_STALE_BLOCKS):
+    for _ in range(TRIES_ON_STALE_BLOCKS):
         returned = await calls.run()
-        made = (said, returned) if returned else (said,)
+        stop = _stop_reason(turn, answer, calls, last=last)
+        made = (said, *returned, *_reminder(turn, said, calls, ports, stop))
         try:
             await ports.commit(turn, _commit(turn, made, answer, stop, calls, ports))
         except StaleBlock:
             turn.blocks = (await ports.store.agents.get(turn.agent.id)).blocks
             continue
-        turn.new, turn.blocks = [], calls.blocks_after()
-        return made
+        turn.new, turn.blocks, turn.history = [], calls.blocks_after(), calls.history_after()
+        return made, stop
     raise StaleBlock("The memory blocks of this step kept changing while it was saved. Send the message again.")
+
+
+def _stop_reason(turn: Turn, answer: Answer, calls: Calls, *, last: bool) -> str | None:
+    """Why the loop ends after this step; None to go on (spec §1.4)."""
+    rules, done = turn.agent.tool_rules, not _outstanding(turn, calls)
+    if len(answer.tool_calls) == 1 and answer.tool_calls[0].id in turn.misfilled:
+        return "invalid_tool_call"
+    if answer.tool_calls and done and any(is_terminal(rules, name) for name in calls.executed()):
+        return "tool_rule"
+    if not answer.tool_calls and done:
+        return "max_tokens_exceeded" if answer.finish == "length" else "end_turn"
+    return "max_steps" if last else None
+
+
+def _outstanding(turn: Turn, calls: Calls) -> list[str]:
+    """Tools that must still be called before the turn may end."""
+    return outstanding(turn.agent.tool_rules, [tool.name for tool in turn.context.tools], calls.history_after())
+
+
+def _reminder(turn: Turn, said: Message, calls: Calls, ports: Ports, stop: str | None) -> tuple[Message, ...]:
+    """A user message that names the tools still to be called, when a text would have ended the turn."""
+    if stop or said.tool_calls:
+        return ()
+    reason = f"Before you may end your turn, call: {', '.join(_outstanding(turn, calls))}."
+    time = local_time(ports.clock.now(), turn.agent.timezone)
+    text = json.dumps({"type": "heartbeat", "reason": f"[This is a hidden system message] {reason}", "time": time})
+    return (
+        Message(
+            id=new_id("message"), role="user", created_at=ports.clock.now(), content=(Text(text),),
+            agent_id=said.agent_id, conversation_id=said.conversation_id, run_id=said.run_id, step_id=said.step_id,
+        ),
+    )  # fmt: skip
 
 
 def _message(turn: Turn, step_id: str, message_id: str, answer: Answer, ports: Ports) -> Message:
@@ -83,7 +112,7 @@ def _commit(
 def _step(turn: Turn, said: Message, answer: Answer, stop: str | None, ports: Ports) -> Step:
     info, now = turn.model.info, ports.clock.now()
     return Step(
-        id=said.step_id or "", run_id=turn.run.id, agent_id=turn.agent.id, created_at=now, stop_reason=stop,
+        id=said.step_id or "", run_id=turn.run.id, agent_id=turn.run.agent_id, created_at=now, stop_reason=stop,
         provider_name=info.provider_name, model=info.name, model_handle=info.handle, model_endpoint=info.endpoint,
         context_window_limit=info.context_window, usage=answer.usage, request_id=answer.request_id,
     )  # fmt: skip

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from perdure.agent.rules import Choice, History
 from perdure.domain.clock import Clock
 from perdure.domain.events import Event
 from perdure.domain.messages import Message, Usage
@@ -45,6 +46,11 @@ class Turn:
     context_tokens: int | None = None
     garbled: dict[str, str] = field(default_factory=dict)
     """Arguments that were no JSON object, by call id (★S10)."""
+    misfilled: dict[str, str] = field(default_factory=dict)
+    """What is wrong with the arguments that a rule prefills, by call id (spec §8.4)."""
+    history: History = field(default_factory=History)
+    choice: Choice = field(default_factory=lambda: Choice((), forced=False))
+    """The tools that may be called in this step."""
 
     @property
     def agent(self) -> Agent:

@@ -9,9 +9,9 @@ from datetime import datetime
 
 import msgspec
 
-from perdure.api.errors import stream_error
 from perdure.api.wire import Wire, wire_date, wire_messages
 from perdure.domain.clock import Clock
+from perdure.domain.errors import ModelError, PerdureError
 from perdure.domain.events import (
     Delta,
     Event,
@@ -117,6 +117,19 @@ def terminal(event: RunEnded, run_id: str) -> bytes:
     if event.stop_reason == "cancelled":
         return stop + DONE
     return stop + frame(usage_statistics(event.usage, event.step_count, event.context_tokens)) + DONE
+
+
+def stream_error(error: Exception, run_id: str) -> Wire:
+    """The data of an error frame (spec §4.5). What we did not foresee is named, never told in its own words."""
+    if isinstance(error, ModelError):
+        kind, message, detail = error.error_type, str(error), error.detail
+    else:
+        told = str(error) if isinstance(error, PerdureError) else "An unknown error occurred"
+        kind, message, detail = "internal_error", told, told
+    return {
+        "message_type": "error_message", "run_id": run_id, "error_type": kind, "message": message, "detail": detail,
+        "seq_id": None,
+    }  # fmt: skip
 
 
 def usage_statistics(usage: Usage, step_count: int, context_tokens: int | None) -> Wire:
