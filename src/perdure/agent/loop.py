@@ -11,13 +11,13 @@ from perdure.agent.ask import ask
 from perdure.agent.calls import Calls
 from perdure.agent.rules import is_terminal, outstanding
 from perdure.agent.turn import Emit, Ports, Turn
+from perdure.domain.clock import local_time
 from perdure.domain.errors import StaleBlock
 from perdure.domain.events import RunEnded, StepCommitted
 from perdure.domain.ids import new_id
 from perdure.domain.messages import Message, Text
 from perdure.domain.ports import Answer, StepCommit
 from perdure.domain.records import Run, Step
-from perdure.memory.prompt import local_time
 
 STATUS = {"max_tokens_exceeded": "failed", "invalid_tool_call": "failed"}
 TRIES_ON_STALE_BLOCKS = 5

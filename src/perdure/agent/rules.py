@@ -52,6 +52,8 @@ class Choice:
 
 def choose(rules: Sequence[Rule], attached: Sequence[str], history: History) -> Choice:
     """The tools that may be called next: what every rule allows, even if that is none (★S54)."""
+    if not rules:
+        return Choice(tuple(attached), forced=False)
     allowed, forced = set(attached), False
     reasons: list[str] = []
     for names, force, why in _restrictions(rules, history):

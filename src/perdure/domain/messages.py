@@ -57,7 +57,9 @@ class SummaryText(msgspec.Struct, frozen=True):
     text: str
 
 
-class SummarizedReasoning(msgspec.Struct, frozen=True, tag="summarized_reasoning", tag_field="type", omit_defaults=True):
+class SummarizedReasoning(
+    msgspec.Struct, frozen=True, tag="summarized_reasoning", tag_field="type", omit_defaults=True
+):
     """A provider's summary of its thoughts, with the sealed original."""
 
     id: str

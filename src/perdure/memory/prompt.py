@@ -7,8 +7,8 @@ between compilations and providers can reuse what they cached.
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from perdure.domain.clock import local_time
 from perdure.domain.records import Agent, Block, Tool
 
 PLACEHOLDER = "{CORE_MEMORY}"
@@ -113,17 +113,3 @@ def available_skills(blocks: Sequence[Block], client_skills: Sequence[Mapping[st
         for name, (text, place) in skills.items()
     ]
     return "<available_skills>\n" + "\n".join(lines) + "\n</available_skills>"
-
-
-def local_time(moment: datetime, timezone: str) -> str:
-    """`YYYY-MM-DD hh:mm:ss AM|PM TZ±hhmm` in the agent's time zone (spec §0.2)."""
-    local = moment.astimezone(zone(timezone))
-    return local.strftime("%Y-%m-%d %I:%M:%S %p %Z%z")
-
-
-def zone(name: str) -> ZoneInfo:
-    """The named time zone; UTC when this machine does not know it."""
-    try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        return ZoneInfo("UTC")

@@ -1,0 +1,86 @@
+"""What went wrong at a provider, as our errors: one table for every dialect (behaviour spec §1.7, §3.4)."""
+
+import re
+from typing import Any
+
+import msgspec
+
+from perdure.domain.errors import (
+    ContextOverflow,
+    ModelAuthentication,
+    ModelBadRequest,
+    ModelError,
+    ModelOutOfCredits,
+    ModelOverloaded,
+    ModelRateLimited,
+    ModelTimeout,
+)
+
+MAX_DETAIL = 2_000
+RETRIABLE = (429, 500, 502, 503, 504, 529)
+
+OVERFLOW = re.compile(
+    r"context_length_exceeded|maximum context length|context (length|window|size)|prompt is too long"
+    r"|too many tokens|exceeds? the (available|model'?s?) context|input is too long|input length .* exceed",
+    re.IGNORECASE,
+)
+"""How OpenAI, vLLM, llama.cpp, Ollama, LM Studio, OpenRouter and Anthropic say that the prompt is too long."""
+OUT_OF_CREDITS = re.compile(r"insufficient_quota|insufficient (credits|balance|funds)|credit balance", re.IGNORECASE)
+
+
+def fault(status: int, body: bytes, where: str) -> ModelError:
+    """The error for an HTTP answer that is none; `where` names the provider for the reader."""
+    code, detail = _cause(body)
+    kind, advice = _kind(status, f"{code} {detail}")
+    return kind(f"{where} answered {status}. {advice}", detail or f"HTTP {status}")
+
+
+def fault_in_stream(error: Any, where: str) -> ModelError:
+    """The error for an error object among the events of a stream."""
+    code, detail = _told(error)
+    kind, advice = _kind(_status_of(error), f"{code} {detail}")
+    return kind(f"{where} broke off with an error. {advice}", detail or "an error without words")
+
+
+def _kind(status: int, told: str) -> tuple[type[ModelError], str]:
+    """The branch of the error tree, and what to do next."""
+    if status == 413 or (status in (0, 400, 422, 500) and OVERFLOW.search(told)):
+        return ContextOverflow, "The conversation is longer than the model's context window; shorten it or reset it."
+    if status == 402 or OUT_OF_CREDITS.search(told):
+        return ModelOutOfCredits, "The account there has no credits left; top it up."
+    if status in (401, 403):
+        return ModelAuthentication, "It refuses the API key; check the key of this provider."
+    if status == 429:
+        return ModelRateLimited, "It asks for fewer requests; wait a little and send again."
+    if status in (408, 504):
+        return ModelTimeout, "It took too long; send again, or use a faster model."
+    if status in (503, 529):
+        return ModelOverloaded, "It is overloaded; wait a little and send again."
+    if 400 <= status < 500:
+        return ModelBadRequest, "It refuses the request; the detail says why."
+    return ModelError, "The fault is on its side; send again later."
+
+
+def _cause(body: bytes) -> tuple[str, str]:
+    """The code and the words in an error body, whatever its form."""
+    try:
+        decoded = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        return "", body.decode("utf-8", "replace")[:MAX_DETAIL].strip()
+    return _told(decoded.get("error", decoded) if isinstance(decoded, dict) else decoded)
+
+
+def _told(error: Any) -> tuple[str, str]:
+    if not isinstance(error, dict):
+        return "", str(error)[:MAX_DETAIL]
+    words = error.get("message") or error.get("detail") or error.get("error") or ""
+    return str(error.get("code") or error.get("type") or ""), str(words)[:MAX_DETAIL]
+
+
+def _status_of(error: Any) -> int:
+    """The HTTP status an error object names, 0 if none."""
+    for key in ("status", "code"):
+        value = error.get(key) if isinstance(error, dict) else None
+        if isinstance(value, int) or (isinstance(value, str) and value.isdigit()):
+            return int(value)
+    return 429 if isinstance(error, dict) and "rate" in str(error.get("type")) else 0
