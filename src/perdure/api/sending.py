@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from perdure.agent.turn import Options
 from perdure.api.deps import Deps, deps_of
+from perdure.api.hot import parse
 from perdure.api.input import Reader
 from perdure.api.params import AgentId
 from perdure.api.schemas.agents import AgentState
@@ -20,6 +21,7 @@ from perdure.api.views import agent_view
 from perdure.api.wire import Wire, listed
 from perdure.domain.errors import NotImplementedYet
 from perdure.domain.events import Event, RunEnded, StepCommitted
+from perdure.domain.ids import UUID4
 from perdure.domain.messages import Message, Text
 from perdure.domain.ports import MessageQuery, Page
 from perdure.memory.prompt import compile_system
@@ -29,13 +31,26 @@ from perdure.runs.order import Order
 router = APIRouter(tags=["agents.messages"])
 
 
+SEND_PATH = rf"/v1/agents/(agent-{UUID4})/messages"
+"""The path that `hot` serves itself."""
+
+
 @router.post("/v1/agents/{agent_id}/messages", response_model=LettaResponse)
 async def send_message(agent_id: AgentId, body: SendRequest, request: Request) -> Response:
     """Send messages; answer with the whole outcome, or stream it (`streaming`)."""
-    deps = deps_of(request)
+    return await _send(agent_id, body, await request.body(), deps_of(request))
+
+
+async def send_hot(request: Request, agent_id: str) -> Response:
+    """The same, past the framework."""
+    raw = await request.body()
+    return await _send(agent_id, parse(SendRequest, raw), raw, deps_of(request))
+
+
+async def _send(agent_id: str, body: SendRequest, raw: bytes, deps: Deps) -> Response:
     _refuse_what_comes_later(body)
     messages = await Reader(deps.fetch_image, deps.store.messages.image, deps.clock.now()).read(body)
-    ongoing = await deps.executor.start(_order(agent_id, body, messages, await request.body()))
+    ongoing = await deps.executor.start(_order(agent_id, body, messages, raw))
     if body.streaming:
         return _streamed(ongoing, body, deps)
     return _json(await collect(ongoing.channel.batches(), body.include_return_message_types))

@@ -26,6 +26,10 @@ from perdure.domain.events import (
 from perdure.domain.ids import new_id, otid
 from perdure.domain.messages import Usage
 
+STREAM_ERRORS = (
+    "llm_timeout", "llm_rate_limit", "llm_authentication", "llm_empty_response", "llm_error", "internal_error",
+)  # fmt: skip
+"""What an error frame can call a model's failure (spec §4.5); HTTP answers know more kinds (§3.4)."""
 DONE = b"data: [DONE]\n\n"
 PING_SECONDS = 20.0
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -122,7 +126,8 @@ def terminal(event: RunEnded, run_id: str) -> bytes:
 def stream_error(error: Exception, run_id: str) -> Wire:
     """The data of an error frame (spec §4.5). What we did not foresee is named, never told in its own words."""
     if isinstance(error, ModelError):
-        kind, message, detail = error.error_type, str(error), error.detail
+        kind = error.error_type if error.error_type in STREAM_ERRORS else "llm_error"
+        message, detail = str(error), error.detail
     else:
         told = str(error) if isinstance(error, PerdureError) else "An unknown error occurred"
         kind, message, detail = "internal_error", told, told

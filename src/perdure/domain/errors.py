@@ -137,7 +137,7 @@ class ModelBadRequest(ModelError):
 class ContextOverflow(ModelError):
     """The prompt is longer than the model's window."""
 
-    error_type = "llm_error"
+    error_type = "internal_error"  # the name that clients of the retired server know it by
 
 
 class ModelOverloaded(ModelError):

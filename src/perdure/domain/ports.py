@@ -461,12 +461,30 @@ class Runs(Protocol):
 class Store(Protocol):
     """The database of one tenant."""
 
-    agents: Agents
-    blocks: Blocks
-    tools: Tools
-    messages: Messages
-    contexts: Contexts
-    runs: Runs
+    @property
+    def agents(self) -> Agents:
+        """Agents with their relations."""
+
+    @property
+    def blocks(self) -> Blocks:
+        """Memory blocks."""
+
+    @property
+    def tools(self) -> Tools:
+        """Tools."""
+
+    @property
+    def messages(self) -> Messages:
+        """History."""
+
+    @property
+    def contexts(self) -> Contexts:
+        """What runs work on."""
+
+    @property
+    def runs(self) -> Runs:
+        """Runs and their steps."""
+
     exclusive: bool
     """Whether no other process can work on this database (SQLite): then every open run at start is a dead one."""
 

@@ -22,7 +22,10 @@ AgentType = Literal[
     "memgpt_agent", "memgpt_v2_agent", "letta_v1_agent", "react_agent", "workflow_agent", "split_thread_agent",
     "sleeptime_agent", "voice_convo_agent", "voice_sleeptime_agent",
 ]  # fmt: skip
-Deprecated = Field(deprecated=True)
+Deprecated = Field(json_schema_extra={"deprecated": True})
+Few = Annotated[list[str], Field(max_length=1000)]
+Many = Annotated[list[str], Field(max_length=10_000)]
+"""Lists of ids and names that end up in one database statement."""
 
 
 class CreateAgentRequest(BaseModel):
@@ -32,7 +35,7 @@ class CreateAgentRequest(BaseModel):
     agent_type: AgentType = "letta_v1_agent"
     description: str | None = None
     metadata: dict[str, Any] | None = None
-    tags: list[str] | None = None
+    tags: Few | None = None
     system: str | None = None
     timezone: str | None = None
     hidden: bool | None = None
@@ -43,9 +46,9 @@ class CreateAgentRequest(BaseModel):
     compaction_settings: CompactionSettings | None = None
     embedding: str | None = None
     memory_blocks: list[CreateBlock] | None = None
-    block_ids: list[str] | None = None
-    tools: list[str] | None = None
-    tool_ids: list[str] | None = None
+    block_ids: Few | None = None
+    tools: Few | None = None
+    tool_ids: Few | None = None
     tool_rules: list[ToolRule] | None = None
     include_base_tools: bool | None = True
     include_base_tool_rules: bool | None = None
@@ -56,7 +59,7 @@ class CreateAgentRequest(BaseModel):
     enable_sleeptime: bool | None = None
     max_files_open: Annotated[int, Field(ge=0)] | None = None
     per_file_view_window_char_limit: Annotated[int, Field(ge=0)] | None = None
-    identity_ids: list[str] | None = None
+    identity_ids: Few | None = None
     folder_ids: list[str] | None = None
     source_ids: Annotated[list[str] | None, Deprecated] = None
     llm_config: Annotated[LLMConfig | None, Deprecated] = None
@@ -79,7 +82,7 @@ class UpdateAgent(BaseModel):
     name: str | None = None
     description: str | None = None
     metadata: dict[str, Any] | None = None
-    tags: list[str] | None = None
+    tags: Few | None = None
     system: str | None = None
     timezone: str | None = None
     hidden: bool | None = None
@@ -89,16 +92,16 @@ class UpdateAgent(BaseModel):
     response_format: ResponseFormat | None = None
     compaction_settings: CompactionSettings | None = None
     embedding: str | None = None
-    block_ids: list[str] | None = None
-    tool_ids: list[str] | None = None
+    block_ids: Few | None = None
+    tool_ids: Few | None = None
     tool_rules: list[ToolRule] | None = None
     secrets: dict[str, str] | None = None
-    message_ids: list[str] | None = None
+    message_ids: Many | None = None
     message_buffer_autoclear: bool | None = None
     enable_sleeptime: bool | None = None
     max_files_open: Annotated[int, Field(ge=0)] | None = None
     per_file_view_window_char_limit: Annotated[int, Field(ge=0)] | None = None
-    identity_ids: list[str] | None = None
+    identity_ids: Few | None = None
     folder_ids: list[str] | None = None
     source_ids: Annotated[list[str] | None, Deprecated] = None
     llm_config: Annotated[LLMConfig | None, Deprecated] = None

@@ -1,0 +1,1 @@
+"""The steps. The number in a file's name is the revision it leads to."""

@@ -1,0 +1,233 @@
+"""The tables, declared once for both databases. `migrations/` builds them; a test proves that both agree.
+
+Records stand whole as JSON text in `body` (jsonb would refuse U+0000); beside it is a column for everything that is
+filtered, sorted or joined on. Moments are microseconds since 1970. Every row names its tenant.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Dialect,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    func,
+    literal_column,
+    text,
+)
+
+from perdure.store.codec import plain
+
+REVISION = "0001"
+"""The migration this program needs; the newest file in `migrations/versions`."""
+
+ACTIVE = ("created", "running")
+"""Statuses of a run that holds its context."""
+
+WORD_RULES = "perdure_words"
+"""PostgreSQL's text search configuration: English stems, no stop words (as FTS5's porter has none)."""
+
+
+class Plain(TypeDecorator[str]):
+    """Text from outside: what the database cannot hold is dropped on the way in, in values and in comparisons."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """The text without U+0000 and lone surrogates."""
+        return None if value is None else plain(value)
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _id() -> "Column[str]":
+    return Column("id", Plain, primary_key=True)
+
+
+def _tenant() -> "Column[str]":
+    return Column("tenant_id", Plain, nullable=False)
+
+
+def _sequence(name: str) -> "Column[int]":
+    """A number given by saving, never given twice."""
+    wide = BigInteger().with_variant(Integer, "sqlite")
+    return Column(name, wide, Identity(), primary_key=True, autoincrement=True)
+
+
+def _moment(name: str, *, nullable: bool = False) -> "Column[int]":
+    return Column(name, BigInteger, nullable=nullable)
+
+
+def _owner(name: str, target: str, *, primary_key: bool = False) -> "Column[str]":
+    return Column(name, Plain, ForeignKey(target, ondelete="CASCADE"), primary_key=primary_key, nullable=False)
+
+
+agents = Table(
+    "agents", metadata,
+    _id(), _tenant(),
+    Column("name", Plain, nullable=False),
+    _moment("created_at"), _moment("updated_at"),
+    Column("version", BigInteger, nullable=False),
+    Column("project_id", Plain), Column("template_id", Plain), Column("base_template_id", Plain),
+    Column("created_by_id", Plain),
+    Column("body", Text, nullable=False),
+    Index(None, "tenant_id", "created_at", "id"),
+)  # fmt: skip
+
+blocks = Table(
+    "blocks", metadata,
+    _id(), _tenant(),
+    Column("label", Plain, nullable=False),
+    Column("value", Plain, nullable=False),
+    Column("description", Plain),
+    Column("template_name", Plain), Column("is_template", Boolean, nullable=False), Column("project_id", Plain),
+    _moment("created_at"), _moment("updated_at"),
+    Column("version", BigInteger, nullable=False),
+    Column("body", Text, nullable=False),
+    Index(None, "tenant_id", "created_at", "id"),
+    Index(None, "tenant_id", "label"),
+)  # fmt: skip
+
+tools = Table(
+    "tools", metadata,
+    _id(), _tenant(),
+    Column("name", Plain, nullable=False),
+    Column("tool_type", Plain, nullable=False),
+    Column("description", Plain),
+    _moment("created_at"), _moment("updated_at"),
+    Column("body", Text, nullable=False),
+    UniqueConstraint("tenant_id", "name"),
+    Index(None, "tenant_id", "created_at", "id"),
+)  # fmt: skip
+
+agent_blocks = Table(
+    "agent_blocks", metadata,
+    _owner("agent_id", "agents.id", primary_key=True), _owner("block_id", "blocks.id", primary_key=True),
+    _tenant(), Column("position", Integer, nullable=False),
+    Index(None, "block_id"),
+)  # fmt: skip
+
+agent_tools = Table(
+    "agent_tools", metadata,
+    _owner("agent_id", "agents.id", primary_key=True), _owner("tool_id", "tools.id", primary_key=True),
+    _tenant(), Column("position", Integer, nullable=False),
+    Index(None, "tool_id"),
+)  # fmt: skip
+
+
+def _marks(name: str, owner: str, target: str, mark: str) -> Table:
+    """Words attached to a record, kept beside its body so that lists can be filtered by them."""
+    return Table(
+        name, metadata,
+        _owner(owner, target, primary_key=True), Column(mark, Plain, primary_key=True), _tenant(),
+        Index(None, "tenant_id", mark),
+    )  # fmt: skip
+
+
+agent_tags = _marks("agent_tags", "agent_id", "agents.id", "tag")
+agent_identities = _marks("agent_identities", "agent_id", "agents.id", "identity_id")
+block_tags = _marks("block_tags", "block_id", "blocks.id", "tag")
+step_tags = _marks("step_tags", "step_id", "steps.id", "tag")
+
+contexts = Table(
+    "contexts", metadata,
+    _id(), _tenant(), _owner("agent_id", "agents.id"),
+    Column("conversation_id", Plain),
+    Column("revision", BigInteger, nullable=False),
+    Column("compiled_version", BigInteger, nullable=False),
+    _moment("compiled_at"),
+    Column("hidden_count", BigInteger, nullable=False),
+    Index(None, "agent_id"),
+)  # fmt: skip
+
+messages = Table(
+    "messages", metadata,
+    _sequence("sequence_id"),
+    Column("id", Plain, nullable=False, unique=True), _tenant(),
+    Column("agent_id", Plain, nullable=False),
+    _owner("context_id", "contexts.id"),
+    Column("conversation_id", Plain), Column("run_id", Plain), Column("step_id", Plain), Column("group_id", Plain),
+    Column("role", Plain, nullable=False),
+    _moment("created_at"),
+    Column("is_err", Boolean, nullable=False),
+    Column("in_context", Boolean, nullable=False),
+    Column("position", BigInteger),
+    Column("body", Text, nullable=False),
+    Column("search_text", Plain),
+    Index(None, "agent_id", "sequence_id"),
+    Index(None, "context_id", "sequence_id"),
+    Index(None, "run_id"),
+    Index(None, "step_id"),
+    sqlite_autoincrement=True,
+)  # fmt: skip
+Index(
+    "ix_messages_in_context", messages.c.context_id,
+    postgresql_where=messages.c.in_context, sqlite_where=messages.c.in_context,
+)  # fmt: skip
+Index(
+    "ix_messages_words", func.to_tsvector(literal_column(f"'{WORD_RULES}'"), messages.c.search_text),
+    postgresql_using="gin", postgresql_where=messages.c.search_text != "",
+).ddl_if(dialect="postgresql")  # fmt: skip
+
+message_images = Table(
+    "message_images", metadata,
+    _tenant(),
+    Column("file_id", Plain, primary_key=True),
+    _owner("message_id", "messages.id", primary_key=True),
+    Index(None, "message_id"),
+)  # fmt: skip
+
+runs = Table(
+    "runs", metadata,
+    _sequence("sequence"),
+    Column("id", Plain, nullable=False, unique=True), _tenant(),
+    Column("agent_id", Plain, nullable=False),
+    _owner("context_id", "contexts.id"),
+    Column("conversation_id", Plain),
+    Column("status", Plain, nullable=False),
+    Column("stop_reason", Plain),
+    Column("background", Boolean, nullable=False),
+    _moment("created_at"), _moment("completed_at", nullable=True), _moment("heartbeat_at"),
+    Column("epoch", BigInteger, nullable=False),
+    Column("request", Plain, nullable=False),
+    Column("body", Text, nullable=False),
+    Index(None, "tenant_id", "sequence"),
+    Index(None, "agent_id", "completed_at"),
+    Index(None, "context_id"),
+    sqlite_autoincrement=True,
+)  # fmt: skip
+HOLDS = text("runs.status IN ('created', 'running')")
+"""A run in this state holds its context, as a condition that the index of leases serves."""
+_holds = text("status IN ('created', 'running')")
+Index("uq_runs_lease", runs.c.context_id, unique=True, postgresql_where=_holds, sqlite_where=_holds)
+
+steps = Table(
+    "steps", metadata,
+    _sequence("sequence"),
+    Column("id", Plain, nullable=False, unique=True), _tenant(),
+    Column("run_id", Plain, ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("agent_id", Plain, nullable=False),
+    _moment("created_at"),
+    Column("model", Plain), Column("feedback", Plain),
+    Column("body", Text, nullable=False),
+    Index(None, "tenant_id", "sequence"),
+    Index(None, "run_id"),
+    Index(None, "agent_id"),
+    sqlite_autoincrement=True,
+)  # fmt: skip

@@ -1,0 +1,25 @@
+"""What all tests share: no network but this machine, one kind of event loop, a running server on request."""
+
+from collections.abc import Iterator
+
+import network_lock
+import pytest
+
+network_lock.close()
+
+
+@pytest.fixture(autouse=True)
+def stays_on_this_machine() -> Iterator[None]:
+    """Fails a test that tried to leave this machine, even if the code under test hid the error."""
+    network_lock.attempts.clear()
+    yield
+    tried = list(network_lock.attempts)
+    network_lock.attempts.clear()
+    if tried:
+        pytest.fail(f"The test tried to {', '.join(tried)}.", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """The server runs on asyncio only."""
+    return "asyncio"
