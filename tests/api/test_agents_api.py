@@ -1,8 +1,15 @@
 """Agents over HTTP: making, reading, changing, deleting (api-surface §1, agents)."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from api.served import GPT
+
+from perdure.agent import profile
+from perdure.api.deps import Deps
+from perdure.domain.ids import new_id
+from perdure.domain.messages import Message, ToolCall
 
 pytestmark = pytest.mark.anyio
 
@@ -256,3 +263,21 @@ async def test_malformed_id(client: Any, path: str, example: str) -> None:
     assert refused["examples"] == [example]
     assert refused["errors"][0]["type"] == "string_pattern_mismatch"
     assert isinstance(refused.detail, str)
+
+
+async def test_pending_approval(client: Any, deps: Deps) -> None:
+    """An agent whose context ends with a request for approval shows it to those who ask (spec §5.2)."""
+    now = datetime.now(UTC)
+    made = profile.new_agent({}, GPT, now=now)
+    asked = Message(id=new_id("message"), role="approval", created_at=now, tool_calls=(ToolCall("call_1", "rm", "{}"),))
+    await deps.store.agents.create(
+        made.agent, blocks=(), block_ids=(), tool_ids=(), messages=(*made.messages, asked)
+    )  # fmt: skip
+    path = f"/v1/agents/{made.agent.id}"
+    shown = (await client.get(f"{path}?include=agent.pending_approval", sdk=True))["pending_approval"]
+    assert (shown["message_type"], shown["id"]) == ("approval_request_message", asked.id)
+    assert shown["tool_calls"][0]["tool_call_id"] == "call_1"
+    assert (await client.get(path))["pending_approval"] == shown
+    assert (await client.get(path, sdk=True))["pending_approval"] is None
+    listed = await client.get("/v1/agents/", params={"include": "agent.pending_approval", "limit": "1"})
+    assert listed.json[0]["pending_approval"] == shown

@@ -50,6 +50,7 @@ def test_busy() -> None:
     assert (answer.status_code, told["run_id"]) == (409, RUN)
     assert "is currently being processed" in told["detail"]
     assert f"run_id={RUN}" in told["detail"]
+    assert (answer.headers["retry-after"], "x-should-retry" in answer.headers) == ("1", False)
 
 
 def test_pending_approval() -> None:

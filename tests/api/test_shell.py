@@ -179,3 +179,23 @@ async def test_unforeseen(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> 
         answer = await Client(base, session).get("/v1/models/")
     assert (answer.status, answer.json) == (500, {"detail": "An unknown error occurred"})
     assert "ZeroDivisionError" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/v1/steps/?start_date=0001-01-01T00:00:00%2B14:00", 422),
+        ("/v1/steps/?end_date=9999-12-31T23:59:59-14:00", 422),
+        ("/v1/steps/?end_date=99999999999999999999", 422), ("/v1/steps/?start_date=0001-01-01", 200),
+        ("/v1/blocks/?connected_to_agents_count_gt=99999999999999999999", 422),
+        ("/v1/blocks/?connected_to_agents_count_eq=-1", 422),
+        ("/v1/blocks/?connected_to_agents_count_eq=1&connected_to_agents_count_eq=2", 501),
+        ("/v1/blocks/?label_search=%25_%5C%27%22%3B--", 200), ("/v1/agents/?query_text=%F0%9F%A6%A6", 200),
+        (f"/v1/tools/?names={','.join(map(str, range(9000)))}", 200),
+    ],
+)  # fmt: skip
+async def test_hostile_queries(client: Any, path: str, status: int) -> None:
+    """Extreme values in a query are refused or find nothing; they break nothing."""
+    answer = await client.get(path)
+    assert answer.status == status
+    assert status != 200 or answer.json == []

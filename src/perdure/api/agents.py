@@ -143,7 +143,7 @@ async def retrieve_agent(request: Request, agent_id: AgentId, relations: Relatio
     """One agent."""
     deps = deps_of(request)
     state = await deps.store.agents.get(agent_id)
-    if relations is RELATIONS:
+    if relations is RELATIONS:  # nothing was named by a client that gets everything: then this, too
         return reply(agent_view(state, relations, await pending_approval(deps, state)))
     return reply((await agents_view(deps, [state], relations))[0])
 

@@ -68,7 +68,8 @@ def create_app(deps: Deps, *, max_body: int = MAX_BODY) -> ASGIApp:
         app.include_router(router)
     for kind in (PerdureError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _told)
-    return Shell(app, roots_of(included), deps.password, max_body)
+    hot = Hot(app, "POST", sending.SEND_PATH, sending.send_hot)
+    return Shell(hot, roots_of(included), deps.password, max_body)
 
 
 async def _told(request: Request, error: Exception) -> Response:

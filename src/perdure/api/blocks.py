@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import Field
 
 from perdure.agent.profile import new_block, sorted_tags
 from perdure.api.deps import deps_of
@@ -21,6 +22,7 @@ from perdure.domain.ports import AgentQuery, BlockQuery, Page
 router = APIRouter(tags=["blocks"])
 
 Many = Annotated[list[str] | None, Query()]
+Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 async def _query(
@@ -31,9 +33,9 @@ async def _query(
     label_search: str | None = None,
     description_search: str | None = None,
     value_search: str | None = None,
-    connected_to_agents_count_eq: Annotated[list[int] | None, Query()] = None,
-    connected_to_agents_count_gt: int | None = None,
-    connected_to_agents_count_lt: int | None = None,
+    connected_to_agents_count_eq: Annotated[list[Count] | None, Query()] = None,
+    connected_to_agents_count_gt: Count | None = None,
+    connected_to_agents_count_lt: Count | None = None,
     templates_only: bool = False,
     identity_id: str | None = None,
     identifier_keys: Many = None,

@@ -69,7 +69,7 @@ TABLE: dict[type[Exception], Row] = {
     e.Invalid: Row(400, _detail),
     e.Unauthorized: Row(401, _detail, NO_RETRY),
     e.NotFound: Row(404, _detail),
-    e.Busy: Row(409, _busy),
+    e.Busy: Row(409, _busy, {"retry-after": "1"}),
     e.PendingApproval: Row(409, _pending, NO_RETRY),
     e.Conflict: Row(409, _detail, NO_RETRY),
     e.Gone: Row(410, _detail),
@@ -115,7 +115,7 @@ def _malformed(error: RequestValidationError) -> Response:
     """
     every = error.errors()
     problems = [_problem(problem) for problem in every[:SHOWN_PROBLEMS]]
-    names = [str(p["loc"][-1]) for p in problems if p["loc"][0] == "path"]
+    names = [p["loc"][-1] for p in problems if p["loc"][:1] == ["path"]]
     if "run_id" in names:
         return answer(400, {"detail": f"Invalid run id. Send one such as {EXAMPLES['run_id']}."})
     body: Body = {"detail": _sentence(problems, len(every)), "trace_id": ""}
@@ -125,7 +125,7 @@ def _malformed(error: RequestValidationError) -> Response:
 
 def _problem(problem: Mapping[str, Any]) -> Body:
     kind, place = str(problem["type"]), [str(part) for part in problem["loc"]]
-    if place[0] == "path" and place[-1] in EXAMPLES:
+    if place[:1] == ["path"] and place[-1] in EXAMPLES:
         return {
             "type": "string_pattern_mismatch", "loc": place,
             "msg": f"Not an id of the right form. Send one such as {EXAMPLES[place[-1]]}.",

@@ -6,7 +6,6 @@ Everything that can be refused is refused here, before a run exists.
 import base64
 import binascii
 import json
-import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any
@@ -30,7 +29,7 @@ from perdure.api.send_schema import (
     UrlImage,
 )
 from perdure.domain.errors import Invalid
-from perdure.domain.ids import new_id
+from perdure.domain.ids import new_id, new_uuid
 from perdure.domain.messages import (
     Image,
     Message,
@@ -86,7 +85,7 @@ class Reader:
 
     def _stored(self, given: MessageCreate, **fields: Any) -> Message:
         return Message(
-            id=new_id("message"), created_at=self._now, name=given.name, otid=given.otid or str(uuid.uuid4()),
+            id=new_id("message"), created_at=self._now, name=given.name, otid=given.otid or new_uuid(),
             sender_id=given.sender_id, group_id=given.group_id, batch_item_id=given.batch_item_id, **fields,
         )  # fmt: skip
 

@@ -13,6 +13,7 @@ from perdure.api.schemas.messages import LettaMessage
 from perdure.api.schemas.runs import FeedbackRequest, Step, StepMetrics
 from perdure.api.views import reply, step_metrics_view, step_view
 from perdure.domain import records
+from perdure.domain.errors import Unprocessable
 from perdure.domain.ports import MessageQuery, Page, StepQuery
 
 router = APIRouter(tags=["steps"])
@@ -43,8 +44,13 @@ async def list_steps(
 
 
 def _aware(when: datetime | None) -> datetime | None:
-    """A moment without a zone is meant in UTC."""
-    return when if when is None or when.tzinfo else when.replace(tzinfo=UTC)
+    """The moment in UTC, which is also meant where no zone is given. Raises Unprocessable at the ends of time."""
+    if when is None:
+        return None
+    try:
+        return when.astimezone(UTC) if when.tzinfo else when.replace(tzinfo=UTC)
+    except OverflowError as error:
+        raise Unprocessable(f"The moment {when} lies outside the calendar. Choose a nearer one.") from error
 
 
 @router.get("/v1/steps/{step_id}", response_model=Step)

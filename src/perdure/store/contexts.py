@@ -19,19 +19,20 @@ from perdure.store.schema import HOLDS, agents, contexts, messages, runs
 _AGENT = msgspec.json.Decoder(Agent)
 
 NEWEST = select(func.coalesce(func.max(messages.c.sequence_id), 0)).where(
-    messages.c.context_id == bindparam("context")
-).scalar_subquery()  # fmt: skip
-"""The number of a context's newest message, in context or not; 0 if there is none."""
+    messages.c.context_id == bindparam("context_id"), messages.c.in_context
+)  # fmt: skip
+"""The number of the newest message in a context, 0 if there is none. What is appended is in the context at first, and
+taking it out raises the revision, so both together tell whether a remembered context is still true."""
 
 LOAD = (
-    select(contexts, agents.c.body.label("agent"), agents.c.version, NEWEST.label("newest"))
+    select(contexts, agents.c.body.label("agent"), agents.c.version, NEWEST.scalar_subquery().label("newest"))
     .join(agents, agents.c.id == contexts.c.agent_id)
-    .where(contexts.c.tenant_id == bindparam("tenant"), contexts.c.id == bindparam("context"))
+    .where(contexts.c.tenant_id == bindparam("tenant"), contexts.c.id == bindparam("context_id"))
 )
 """A context with its agent."""
 
 HOLDER = select(runs.c.id).where(
-    runs.c.tenant_id == bindparam("tenant"), runs.c.context_id == bindparam("context"), HOLDS
+    runs.c.tenant_id == bindparam("tenant"), runs.c.context_id == bindparam("context_id"), HOLDS
 )  # fmt: skip
 """The run that holds a context."""
 
@@ -75,7 +76,7 @@ def create(conn: Connection, tenant: str, agent: Agent, spoken: Sequence[Message
 
 
 def _load(conn: Connection, tenant: str, context_id: str) -> Context:
-    key = {"tenant": tenant, "context": context_id}
+    key = {"tenant": tenant, "context_id": context_id}
     row = conn.execute(LOAD, key).one_or_none()
     if row is None:
         raise NotFound("Agent not found")
@@ -99,7 +100,7 @@ def take(conn: Connection, tenant: str, context_id: str) -> Any:
     row = conn.execute(found.with_for_update()).one_or_none()
     if row is None:
         raise NotFound("Agent not found")
-    holder = conn.scalar(HOLDER, {"tenant": tenant, "context": context_id})
+    holder = conn.scalar(HOLDER, {"tenant": tenant, "context_id": context_id})
     if holder is not None:
         raise Busy(context_id, holder)
     return row
@@ -136,9 +137,9 @@ def choose(conn: Connection, tenant: str, context_id: str, message_ids: Sequence
     """
     take(conn, tenant, context_id)
     mine = (messages.c.tenant_id == tenant, messages.c.context_id == context_id)
-    system = conn.execute(select(messages.c.id, messages.c.sequence_id).where(*mine, messages.c.position == 0)).all()
-    chosen = [message_id for message_id in dict.fromkeys(message_ids) if message_id not in {row.id for row in system}]
-    numbers = _numbers(conn, mine, context_id, chosen)
+    system = set(conn.scalars(select(messages.c.id).where(*mine, messages.c.in_context, messages.c.position == 0)))
+    chosen = [message_id for message_id in dict.fromkeys(message_ids) if message_id not in system]
+    numbers = _numbers(conn, context_id, chosen, mine)
     conn.execute(
         update(messages).where(*mine, messages.c.in_context, messages.c.position.is_distinct_from(0))
         .values(in_context=False)
@@ -152,7 +153,7 @@ def choose(conn: Connection, tenant: str, context_id: str, message_ids: Sequence
     conn.execute(update(contexts).where(contexts.c.id == context_id).values(revision=contexts.c.revision + 1))
 
 
-def _numbers(conn: Connection, mine: Any, context_id: str, chosen: Sequence[str]) -> dict[str, int]:
+def _numbers(conn: Connection, context_id: str, chosen: Sequence[str], mine: Any) -> dict[str, int]:
     found = conn.execute(select(messages.c.id, messages.c.sequence_id).where(*mine, messages.c.id.in_(chosen)))
     numbers = {row.id: row.sequence_id for row in found}
     unknown = [message_id for message_id in chosen if message_id not in numbers]

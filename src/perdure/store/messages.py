@@ -41,7 +41,7 @@ REWRITE = (
 
 IN_CONTEXT = (
     select(messages.c.body)
-    .where(messages.c.tenant_id == bindparam("tenant"), messages.c.context_id == bindparam("context"))
+    .where(messages.c.tenant_id == bindparam("tenant"), messages.c.context_id == bindparam("context_id"))
     .where(messages.c.in_context)
     .order_by(func.coalesce(messages.c.position, messages.c.sequence_id))
 )

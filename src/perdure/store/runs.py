@@ -30,11 +30,11 @@ from perdure.domain.ports import Accepted, Committed, Page, RunQuery, StepCommit
 from perdure.domain.records import Run, Step
 from perdure.store import edits, steps
 from perdure.store.codec import encode, micros
-from perdure.store.contexts import HOLDER, rewrite
+from perdure.store.contexts import HOLDER, NEWEST, rewrite
 from perdure.store.database import Database
 from perdure.store.messages import insert_messages
 from perdure.store.paging import Order, page_of
-from perdure.store.schema import HOLDS, agents, contexts, messages, runs
+from perdure.store.schema import HOLDS, agents, contexts, runs
 from perdure.store.schema import steps as step_rows
 
 _RUN = msgspec.json.Decoder(Run)
@@ -62,8 +62,7 @@ ACCEPT = {
     "sqlite": _TAKE.returning(
         select(agents.c.version).where(agents.c.id == bindparam("agent_id")).scalar_subquery(),
         select(contexts.c.revision).where(contexts.c.id == bindparam("context_id")).scalar_subquery(),
-        select(func.coalesce(func.max(messages.c.sequence_id), 0))
-        .where(messages.c.context_id == bindparam("context_id")).scalar_subquery(),
+        NEWEST.scalar_subquery(),
     ),
     "postgresql": _TAKE.returning(func.context_facts(bindparam("context_id"))),
 }  # fmt: skip
@@ -195,12 +194,12 @@ def _accept(conn: Connection, values: dict[str, Any]) -> Accepted | PerdureError
     taken = conn.execute(ACCEPT[conn.dialect.name], values).one_or_none()
     if taken is not None:
         return Accepted(*(taken if len(taken) == 3 else taken[0]))
-    key = {"tenant": values["tenant_id"], "context": values["context_id"]}
+    key = {"tenant": values["tenant_id"], "context_id": values["context_id"]}
     holder = conn.scalar(HOLDER, key)
     if holder is not None:
         return Busy(values["context_id"], holder)
     known = select(contexts.c.id).where(
-        contexts.c.tenant_id == key["tenant"], contexts.c.id == key["context"],
+        contexts.c.tenant_id == key["tenant"], contexts.c.id == key["context_id"],
         contexts.c.agent_id == values["agent_id"],
     )  # fmt: skip
     return NotFound("Agent not found") if conn.scalar(known) is None else None
@@ -222,11 +221,7 @@ def _commit(conn: Connection, tenant: str, commit: StepCommit) -> Committed:
     )  # fmt: skip
     version = edits.apply(conn, tenant, run.agent_id, commit.edits) if commit.edits else None
     _recompile(conn, tenant, commit)
-    return Committed(newest or _newest(conn, run.context_id), version)
-
-
-def _newest(conn: Connection, context_id: str) -> int:
-    return conn.scalar(select(func.max(messages.c.sequence_id)).where(messages.c.context_id == context_id)) or 0
+    return Committed(newest or conn.scalar(NEWEST, {"context_id": run.context_id}) or 0, version)
 
 
 def _recompile(conn: Connection, tenant: str, commit: StepCommit) -> None:

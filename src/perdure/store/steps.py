@@ -13,7 +13,7 @@ from perdure.domain.records import Step
 from perdure.store.codec import encode, micros
 from perdure.store.links import mark, marked
 from perdure.store.paging import Order, page_of
-from perdure.store.schema import agents, step_tags, steps
+from perdure.store.schema import agents, runs, step_tags, steps
 
 _STEP = msgspec.json.Decoder(Step)
 
@@ -60,9 +60,11 @@ def find(conn: Connection, tenant: str, query: StepQuery, page: Page) -> list[St
 def _conditions(tenant: str, query: StepQuery) -> list[ColumnElement[bool]]:
     c = steps.c
     found = [c.tenant_id == tenant]
-    exact = ((c.agent_id, query.agent_id), (c.run_id, query.run_id), (c.model, query.model),
+    exact = ((c.run_id, query.run_id), (c.model, query.model),
              (c.feedback, query.feedback))  # fmt: skip
     found += [column == value for column, value in exact if value is not None]
+    if query.agent_id is not None:
+        found.append(c.run_id.in_(select(runs.c.id).where(runs.c.agent_id == query.agent_id)))
     if query.start is not None:
         found.append(c.created_at >= micros(query.start))
     if query.end is not None:

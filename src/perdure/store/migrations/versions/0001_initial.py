@@ -119,9 +119,7 @@ def _history() -> None:
         _key("steps", "sequence"), sa.UniqueConstraint("id", name="uq_steps_id"), _owned("steps", "run_id", "runs"),
         sqlite_autoincrement=True,
     )  # fmt: skip
-    _index("steps", "tenant_id", "sequence")
     _index("steps", "run_id")
-    _index("steps", "agent_id")
     _marks("step_tags", "step_id", "steps", "tag")
 
 
@@ -134,16 +132,16 @@ def _messages() -> None:
         sa.Column("is_err", FLAG, nullable=False), sa.Column("in_context", FLAG, nullable=False),
         _long("position", optional=True), _text("body"), _text("search_text", optional=True),
         _key("messages", "sequence_id"), sa.UniqueConstraint("id", name="uq_messages_id"),
-        _owned("messages", "context_id", "contexts"),
+        _owned("messages", "agent_id", "agents"),
         sqlite_autoincrement=True,
     )  # fmt: skip
     _index("messages", "agent_id", "sequence_id")
-    _index("messages", "context_id", "sequence_id")
     _index("messages", "run_id")
     _index("messages", "step_id")
-    inside = sa.text("in_context")
+    # SQLite uses a partial index only for queries that spell its condition the same way.
     op.create_index(
-        "ix_messages_in_context", "messages", ["context_id"], postgresql_where=inside, sqlite_where=inside
+        "ix_messages_in_context", "messages", ["context_id", "sequence_id"],
+        postgresql_where=sa.text("in_context"), sqlite_where=sa.text("in_context = 1"),
     )  # fmt: skip
     op.create_table(
         "message_images",
@@ -164,12 +162,10 @@ def _runs() -> None:
         sa.Column("background", FLAG, nullable=False), _long("created_at"), _long("completed_at", optional=True),
         _long("heartbeat_at"), _long("epoch"), _text("request"), _text("body"),
         _key("runs", "sequence"), sa.UniqueConstraint("id", name="uq_runs_id"),
-        _owned("runs", "context_id", "contexts"),
+        _owned("runs", "agent_id", "agents"),
         sqlite_autoincrement=True,
     )  # fmt: skip
-    _index("runs", "tenant_id", "sequence")
     _index("runs", "agent_id", "completed_at")
-    _index("runs", "context_id")
     holds = sa.text("status IN ('created', 'running')")
     op.create_index(
         "uq_runs_lease", "runs", ["context_id"], unique=True, postgresql_where=holds, sqlite_where=holds
@@ -230,7 +226,7 @@ POSTGRES_FACTS = (
         RETURN (
             SELECT ARRAY[
                 a.version, c.revision,
-                coalesce((SELECT max(m.sequence_id) FROM messages m WHERE m.context_id = c.id), 0)
+                coalesce((SELECT max(m.sequence_id) FROM messages m WHERE m.context_id = c.id AND m.in_context), 0)
             ] FROM contexts c JOIN agents a ON a.id = c.agent_id WHERE c.id = context
         );
     END $$""",
