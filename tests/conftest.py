@@ -1,9 +1,12 @@
 """What all tests share: no network but this machine, one kind of event loop, a running server on request."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import network_lock
 import pytest
+
+from perdure import testing
+from perdure.testing import Running
 
 network_lock.close()
 
@@ -23,3 +26,10 @@ def stays_on_this_machine() -> Iterator[None]:
 def anyio_backend() -> str:
     """The server runs on asyncio only."""
     return "asyncio"
+
+
+@pytest.fixture
+async def server(anyio_backend: str) -> AsyncIterator[Running]:
+    """A server of this test's own, on SQLite; `server.model.play(...)` gives its model turns."""
+    async with testing.server() as running:
+        yield running

@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 attempts: list[str] = []
-"""What the running test tried to reach outside; a test with an entry here fails, whatever the code made of the error."""
+"""What the running test tried to reach outside; an entry here fails it, whatever the code made of the error."""
 
 
 class OutsideNetwork(RuntimeError):

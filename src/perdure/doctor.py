@@ -139,13 +139,13 @@ def revision_at(url: str) -> str | None:
         path = Path(str(place.database)).absolute()
         if not path.exists():
             return None
-        engine = sqlite.engine(path, begin="BEGIN", pragmas=("query_only=ON",))
+        engine = sqlite.engine(path, "query_only=ON")
     else:
         from perdure.store import postgres  # psycopg is loaded only by those who use it
 
         engine = postgres.engine(place)
     try:
-        with engine.connect() as connection, connection.begin():
+        with engine.connect() as connection:
             return upgrade.revision_of(connection)
     finally:
         engine.dispose()

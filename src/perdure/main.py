@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -62,12 +63,13 @@ def serve(**flags: Any) -> None:
         from perdure.serving import bind
 
         chosen = settings.read(flags)
-        human = chosen.log_format == "text" or (chosen.log_format == "auto" and sys.stderr.isatty())
-        logs.set_up(chosen.log_level, human=human, secrets=chosen.secrets())
         for sentence in settings.unknown_variables():
             click.echo(f"perdure: {sentence}", err=True)
         refuse_open_door(chosen)
         with contextlib.closing(bind(chosen.host, chosen.port)) as bound:
+            human = chosen.log_format == "text" or (chosen.log_format == "auto" and sys.stderr.isatty())
+            logs.set_up(chosen.log_level, human=human, secrets=chosen.secrets())
+            gc.disable()  # until all is imported: collecting meanwhile finds nothing and takes a tenth of the start
             run(serve_on(bound, chosen, human=human))
 
 
@@ -131,6 +133,8 @@ async def serve_on(bound: socket.socket, settings: Settings, *, human: bool) -> 
 
     providers = await providers_of(settings, bound.getsockname()[1])
     async with assembled(settings, providers) as program:
+        gc.freeze()  # what is here now stays: later collections need not look at it
+        gc.enable()
         server = Server(program.app, program.executor.drain, settings.drain_seconds)
         with stopped_by_signals(server):
             greeting = asyncio.create_task(greet(server, bound, settings, program, human=human))

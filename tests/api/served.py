@@ -1,6 +1,5 @@
 """A server of the HTTP layer over a real store and a real socket, and its client; only the models are made up."""
 
-import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from perdure.domain.messages import Image, Text, Usage
 from perdure.domain.ports import Answer, ModelRequest
 from perdure.domain.records import ModelInfo
 from perdure.runs.executor import Executor
+from perdure.serving import bind
 from perdure.store.open import open_store
 from perdure.tools.box import ServerToolbox
 
@@ -150,7 +150,7 @@ class Client:
 @asynccontextmanager
 async def serving(app: Any) -> AsyncIterator[str]:
     """The application on a free port; yields its base URL."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = bind("127.0.0.1", 0)
     config = uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1, ws="none")
     server = uvicorn.Server(config)
     async with anyio.create_task_group() as tasks:

@@ -62,7 +62,7 @@ async def test_malformed_body(client: Any, content: bytes) -> None:
     assert answer.status == 422
     assert isinstance(answer.detail, str)
     assert answer.detail
-    assert (answer["trace_id"], isinstance(answer["errors"], list)) == ("", True)
+    assert answer["trace_id"] == ""
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ async def test_unforeseen(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> 
     [
         ("/v1/steps/?start_date=0001-01-01T00:00:00%2B14:00", 422),
         ("/v1/steps/?end_date=9999-12-31T23:59:59-14:00", 422),
-        ("/v1/steps/?end_date=99999999999999999999", 422), ("/v1/steps/?start_date=0001-01-01", 200),
+        ("/v1/steps/?end_date=99999999999999999999", 422), ("/v1/steps/?end_date=0001-01-01", 200),
         ("/v1/blocks/?connected_to_agents_count_gt=99999999999999999999", 422),
         ("/v1/blocks/?connected_to_agents_count_eq=-1", 422),
         ("/v1/blocks/?connected_to_agents_count_eq=1&connected_to_agents_count_eq=2", 501),

@@ -1,5 +1,6 @@
 """Tools over HTTP, alone and on agents (api-surface §1, tools and agents.tools; ★S78)."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -167,3 +168,12 @@ async def test_created_with_gated_tool(client: Any) -> None:
     tool = await client.tool("gated_at_birth", default_requires_approval=True)
     made = await client.agent(tool_ids=[tool["id"]])
     assert [rule["type"] for rule in made["tool_rules"]] == ["requires_approval"]
+
+
+async def test_same_name_at_once(client: Any) -> None:
+    """Two clients that make one tool at the same moment end with one tool."""
+    body = {"source_code": SOURCE.replace("NAME", "made_twice")}
+    answers = await asyncio.gather(*(client.post("/v1/tools/", body) for _ in range(8)))
+    assert {answer.status for answer in answers} == {200}
+    assert len({answer["id"] for answer in answers}) == 1
+    assert (await client.get("/v1/tools/count?name=made_twice")).json == 1

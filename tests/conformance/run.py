@@ -89,7 +89,7 @@ def main() -> int:
     explained = tomllib.loads((HERE / "differences.toml").read_text())
     counts: Counter[str] = Counter()
     for result in run_scenarios(arguments.only, arguments.jobs):
-        name, ok = str(result["name"]), bool(result["ok"])
+        name, ok = str(result["scenario"]), bool(result["ok"])
         reason = explained["differs"].get(name) or explained["later"].get(name)
         state = "ok" if ok else "explained" if reason else "DIFF"
         counts[state] += 1

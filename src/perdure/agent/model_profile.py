@@ -16,7 +16,7 @@ DEFAULT_TEMPERATURE = 1.0
 DEFAULT_EFFORT = "minimal"
 REASONER_EFFORT = "medium"
 THINKING_BUDGET = 1024
-_OPENAI_REASONER = re.compile(r"^(o\d|gpt-5)")
+_OPENAI_REASONER = re.compile(r"o\d|gpt-5(?!-chat)")
 _TUNING = (
     "temperature", "max_tokens", "frequency_penalty", "enable_reasoner", "reasoning_effort", "max_reasoning_tokens",
     "effort", "verbosity", "parallel_tool_calls", "put_inner_thoughts_in_kwargs", "response_format", "strict",
@@ -115,7 +115,7 @@ def _without_place(said: Mapping[str, Any], variant: str) -> Config:
 
 def base_config(info: ModelInfo) -> Config:
     """The LlmConfig of a model that nobody has tuned."""
-    reasoner = info.endpoint_type == "openai" and bool(_OPENAI_REASONER.match(info.name))
+    reasoner = info.provider_type == "openai" and bool(_OPENAI_REASONER.match(info.name))
     return {
         "model": info.name, "handle": info.handle, "display_name": info.display_name,
         "model_endpoint_type": info.endpoint_type, "model_endpoint": info.endpoint, "model_wrapper": None,

@@ -109,7 +109,7 @@ def answer(status: int, body: Any, headers: Mapping[str, str] | None = None) -> 
 
 
 def _malformed(error: RequestValidationError) -> Response:
-    """422 with one string for people and a list for programs (★S19); 400 for a malformed run id (spec §0.2).
+    """422 with one string, the problems as a JSON list (★S19); 400 for a malformed run id (spec §0.2).
 
     The offending values are left out: they may be large, or secret.
     """

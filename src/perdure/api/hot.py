@@ -32,7 +32,7 @@ class Hot:
         if found is None:
             await self._app(scope, receive, send)
             return
-        request = Request(scope | {"app": self._app}, receive)
+        request = Request({**scope, "app": self._app}, receive)
         response = await self._endpoint(request, found[1])
         await response(scope, receive, send)
 

@@ -30,9 +30,6 @@ from sqlalchemy import (
 
 from perdure.store.codec import plain
 
-REVISION = "0001"
-"""The migration this program needs; the newest file in `migrations/versions`."""
-
 ACTIVE = ("created", "running")
 """Statuses of a run that holds its context."""
 
