@@ -21,9 +21,9 @@ from perdure.greeting import without_password
 from perdure.program import egress_of, providers_of
 from perdure.serving import bind, is_loopback
 from perdure.settings import Settings, SettingsError, find_file, unknown_variables
-from perdure.store import sqlite, upgrade
+from perdure.store import sqlite
 from perdure.store.open import _place
-from perdure.store.schema import REVISION
+from perdure.store.upgrade import Migrations
 
 OK, WARN, FIX = "ok", "warn", "fix"
 PATIENCE = 10.0
@@ -119,20 +119,20 @@ def of_address(settings: Settings) -> Iterator[Finding]:
 
 async def of_database(settings: Settings) -> Finding:
     """Whether the database can be reached, and which schema it has."""
-    shown = without_password(settings.database)
+    shown, migrations = without_password(settings.database), Migrations()
     try:
-        revision = await asyncio.to_thread(revision_at, settings.database)
+        revision = await asyncio.to_thread(revision_at, settings.database, migrations)
     except Exception as error:  # a driver has its own classes, known to `store` only; whatever it is, it is the finding
         cause = getattr(error, "orig", None) or error
         return Finding(FIX, f"{shown} cannot be used: {cause}", "Check the address, the rights, and that it runs.")
     if revision is None:
         return Finding(OK, f"{shown} is empty; the first start makes its tables")
-    if revision != REVISION:
-        return Finding(OK, f"{shown} has schema {revision}; the next start backs it up and brings it to {REVISION}")
+    if revision != migrations.newest:
+        return Finding(OK, f"{shown} has schema {revision}; the next start brings it to {migrations.newest}")
     return Finding(OK, f"{shown} has the current schema {revision}")
 
 
-def revision_at(url: str) -> str | None:
+def revision_at(url: str, migrations: Migrations) -> str | None:
     """The schema of a database, which is only read. Raises Invalid, SchemaTooNew, and what the driver raises."""
     place = _place(url)
     if place.get_backend_name() == "sqlite":
@@ -144,11 +144,8 @@ def revision_at(url: str) -> str | None:
         from perdure.store import postgres  # psycopg is loaded only by those who use it
 
         engine = postgres.engine(place)
-    try:
-        with engine.connect() as connection:
-            return upgrade.revision_of(connection)
-    finally:
-        engine.dispose()
+    with engine.connect() as connection:
+        return migrations.revision_of(connection)
 
 
 async def of_providers(settings: Settings, providers: list[Provider], *, chat: bool) -> AsyncIterator[Finding]:

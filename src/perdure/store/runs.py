@@ -99,17 +99,19 @@ END = (
 )  # fmt: skip
 """End a run outside a step. One that waits for an approval is over and can still be cancelled (spec §9.1)."""
 
-FENCE = (
-    select(runs.c.id)
-    .where(runs.c.tenant_id == bindparam("tenant_id"), runs.c.id == bindparam("run_id"))
-    .where(runs.c.epoch == bindparam("mine"), HOLDS)
-    .with_for_update(key_share=True)
+ADD_STEP_FENCED = (
+    insert(step_rows)
+    .from_select(
+        list(steps.COLUMNS),
+        select(*(bindparam(column.name, type_=column.type) for column in steps.COLUMNS))
+        .select_from(runs)
+        .where(runs.c.tenant_id == bindparam("tenant_id"), runs.c.id == bindparam("run_id"))
+        .where(runs.c.epoch == bindparam("mine"), HOLDS)
+        .with_for_update(key_share=True),
+    )
+    .returning(step_rows.c.sequence)
 )
-ADD_STEP_FENCED = insert(step_rows).from_select(
-    list(steps.COLUMNS),
-    FENCE.with_only_columns(*(bindparam(column.name, type_=column.type) for column in steps.COLUMNS)),
-)
-"""Store a step if its run is still its worker's."""
+"""Store a step if its run is still its worker's; answers nothing if it is not."""
 
 
 class SqlRuns:
@@ -212,7 +214,7 @@ def _commit(conn: Connection, tenant: str, commit: StepCommit) -> Committed:
         steps.insert(conn, tenant, commit.step)
     else:
         row = {**steps.row_of(tenant, commit.step), "run_id": run.id, "mine": run.epoch}
-        if not conn.execute(ADD_STEP_FENCED, row).rowcount:
+        if conn.scalar(ADD_STEP_FENCED, row) is None:
             raise _fenced(run)
         steps.tag(conn, tenant, commit.step)
     newest = insert_messages(
