@@ -293,3 +293,18 @@ class SendRequest(Body):
         if offending and not self.streaming:
             raise ValueError(f"{', '.join(offending)}: only allowed together with streaming=true.")
         return self
+
+
+class StreamRequest(SendRequest):
+    """The same for the deprecated path that always streams; what it says of `streaming` does not count."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _always_streams(cls, value: Any) -> Any:
+        return value | {"streaming": True} if isinstance(value, dict) else value
+
+
+class CancelRequest(Body):
+    """Which runs to cancel; none named: all that are under way for the agent."""
+
+    run_ids: list[str] | None = None

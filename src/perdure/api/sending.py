@@ -15,7 +15,7 @@ from perdure.api.input import Reader
 from perdure.api.params import AgentId
 from perdure.api.schemas.agents import AgentState
 from perdure.api.schemas.messages import LettaMessage, LettaResponse
-from perdure.api.send_schema import MessageType, SendRequest
+from perdure.api.send_schema import CancelRequest, MessageType, SendRequest, StreamRequest
 from perdure.api.sse import HEADERS, PING_SECONDS, Rendering, stream, usage_statistics
 from perdure.api.views import agent_view
 from perdure.api.wire import Wire, listed
@@ -39,6 +39,19 @@ SEND_PATH = rf"/v1/agents/(agent-{UUID4})/messages"
 async def send_message(agent_id: AgentId, body: SendRequest, request: Request) -> Response:
     """Send messages; answer with the whole outcome, or stream it (`streaming`)."""
     return await _send(agent_id, body, await request.body(), deps_of(request))
+
+
+@router.post("/v1/agents/{agent_id}/messages/stream", response_model=None, deprecated=True)
+async def stream_messages(agent_id: AgentId, body: StreamRequest, request: Request) -> Response:
+    """Send messages and stream the answer, whatever `streaming` says."""
+    return await _send(agent_id, body, await request.body(), deps_of(request))
+
+
+@router.post("/v1/agents/{agent_id}/messages/cancel", response_model=dict[str, Literal["cancelled", "failed"]])
+async def cancel_runs(agent_id: AgentId, request: Request, body: CancelRequest | None = None) -> Response:
+    """Cancel runs under way; answers what became of each (spec §6.4)."""
+    deps = deps_of(request)
+    return _json(await deps.executor.cancel(agent_id, body.run_ids if body else None))
 
 
 async def send_hot(request: Request, agent_id: str) -> Response:

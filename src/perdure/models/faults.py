@@ -17,6 +17,7 @@ from perdure.domain.errors import (
 )
 
 MAX_DETAIL = 2_000
+MAX_CODE = 100
 RETRIABLE = (429, 500, 502, 503, 504, 529)
 
 OVERFLOW = re.compile(
@@ -26,6 +27,8 @@ OVERFLOW = re.compile(
 )
 """How OpenAI, vLLM, llama.cpp, Ollama, LM Studio, OpenRouter and Anthropic say that the prompt is too long."""
 OUT_OF_CREDITS = re.compile(r"insufficient_quota|insufficient (credits|balance|funds)|credit balance", re.IGNORECASE)
+
+STATUS = re.compile(r"[1-5][0-9]{2}")
 
 
 def fault(status: int, body: bytes, where: str) -> ModelError:
@@ -56,6 +59,8 @@ def _kind(status: int, told: str) -> tuple[type[ModelError], str]:
         return ModelTimeout, "It took too long; send again, or use a faster model."
     if status in (503, 529):
         return ModelOverloaded, "It is overloaded; wait a little and send again."
+    if 300 <= status < 400:
+        return ModelError, "It sends callers elsewhere, which is not followed; set this provider's address to that place."
     if 400 <= status < 500:
         return ModelBadRequest, "It refuses the request; the detail says why."
     return ModelError, "The fault is on its side; send again later."
@@ -65,22 +70,23 @@ def _cause(body: bytes) -> tuple[str, str]:
     """The code and the words in an error body, whatever its form."""
     try:
         decoded = msgspec.json.decode(body)
-    except msgspec.DecodeError:
+    except (ValueError, RecursionError):
         return "", body.decode("utf-8", "replace")[:MAX_DETAIL].strip()
-    return _told(decoded.get("error", decoded) if isinstance(decoded, dict) else decoded)
+    return _told((decoded.get("error") or decoded) if isinstance(decoded, dict) else decoded)
 
 
 def _told(error: Any) -> tuple[str, str]:
     if not isinstance(error, dict):
         return "", str(error)[:MAX_DETAIL]
     words = error.get("message") or error.get("detail") or error.get("error") or ""
-    return str(error.get("code") or error.get("type") or ""), str(words)[:MAX_DETAIL]
+    code = error.get("code") or error.get("type") or ""
+    return str(code)[:MAX_CODE], str(words)[:MAX_DETAIL]
 
 
 def _status_of(error: Any) -> int:
     """The HTTP status an error object names, 0 if none."""
     for key in ("status", "code"):
         value = error.get(key) if isinstance(error, dict) else None
-        if isinstance(value, int) or (isinstance(value, str) and value.isdigit()):
+        if STATUS.fullmatch(str(value)):
             return int(value)
     return 429 if isinstance(error, dict) and "rate" in str(error.get("type")) else 0

@@ -112,7 +112,7 @@ class Client:
         except ModelError:
             if not left:
                 raise
-            return _pause(left)
+            return _pause(left, {})
         if response.status == 200:
             return self._readable(response)
         error = self._clean(fault(response.status, await self._told(response), self.name))
@@ -203,9 +203,9 @@ def without_password(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
-def _pause(left: int, headers: Mapping[str, str] | None = None) -> float:
+def _pause(left: int, headers: Mapping[str, str]) -> float:
     """Seconds before the next try: what the provider asks for, else a growing jittered pause."""
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)) if headers else ():
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         with contextlib.suppress(KeyError, ValueError):
             if (asked := float(headers[name]) * unit) >= 0:  # NaN is not
                 return asked

@@ -5,6 +5,7 @@ Above it are the renderings in `api`, below it the loop in `agent`. It knows not
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import msgspec
@@ -13,11 +14,11 @@ import structlog
 from perdure.agent.loop import run_turn
 from perdure.agent.turn import Ports, Turn
 from perdure.domain.clock import Clock
-from perdure.domain.errors import ContextOverflow, Fenced, ModelEmptyResponse, ModelError
+from perdure.domain.errors import Conflict, ContextOverflow, Fenced, ModelEmptyResponse, ModelError, NotFound
 from perdure.domain.events import RunEnded, RunStarted
 from perdure.domain.ids import new_id
 from perdure.domain.messages import Message, Text, Usage, text_of
-from perdure.domain.ports import Accepted, Model, Models, StepCommit, Store, Toolbox
+from perdure.domain.ports import Accepted, Model, Models, Page, RunQuery, StepCommit, Store, Toolbox
 from perdure.domain.records import Context, Run, Step
 from perdure.memory.prompt import compile_system
 from perdure.runs.channel import Channel
@@ -126,6 +127,33 @@ class Executor:
         with contextlib.suppress(Fenced):  # another worker has ended it already
             await asyncio.shield(self._store.runs.end(ended, _failed_step(turn, error, stop, now)))
         return RunEnded(stop, usage, steps, turn.context_tokens if turn else None, error)
+
+    async def cancel(self, agent_id: str, run_ids: Sequence[str] | None = None) -> dict[str, str]:
+        """Cancel these runs of an agent, or all that are under way; answers `cancelled` or `failed` for each.
+
+        A run that has ended stays as it is and counts as cancelled; an unknown one as failed (spec §6.4). Raises
+        NotFound, and Conflict if there is nothing to cancel.
+        """
+        if run_ids is None:
+            active = RunQuery(agent_ids=(agent_id,), statuses=("created", "running"))
+            run_ids = [run.id for run in await self._store.runs.find(active, Page(limit=1000))]
+        if not run_ids:
+            await self._store.agents.get(agent_id)
+            raise Conflict("No active runs to cancel. Runs that have ended need no cancelling.")
+        return {run_id: await self._cancel(agent_id, run_id) for run_id in dict.fromkeys(run_ids)}
+
+    async def _cancel(self, agent_id: str, run_id: str) -> str:
+        """Stop a run of this process and wait until that is recorded."""
+        ongoing = self._ongoing.get(run_id)
+        if ongoing and ongoing.task and ongoing.run.agent_id == agent_id:
+            ongoing.task.cancel()
+            await asyncio.wait([ongoing.task])
+            return "cancelled"
+        try:
+            run = await self._store.runs.get(run_id)
+        except NotFound:
+            return "failed"
+        return "cancelled" if run.agent_id == agent_id and run.completed_at else "failed"
 
     async def recover(self) -> int:
         """End runs that a dead worker left open; answers how many. Their requests stay readable in their rows."""
