@@ -55,7 +55,6 @@ async def both(anyio_backend: str, cast: Cast, database_url: str | None) -> Asyn
 async def stage(anyio_backend: str, both: Running, cast: Cast) -> AsyncIterator[Stage]:
     """The stage of one story, which is told on both databases. All turns that it gives the model must be played."""
     cast.clear()
-    both.model.requests.clear()
     async with aiohttp.ClientSession() as http:
         yield Stage(both, http, cast)
     assert cast.left() == 0, f"{cast.left()} turns were not played"

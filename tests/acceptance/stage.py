@@ -26,9 +26,11 @@ class Cast:
 
     def __init__(self) -> None:
         self._turns: deque[Say] = deque()
+        self.requests: list[ModelRequest] = []
 
     def __call__(self, request: ModelRequest) -> Say:
         """The next turn."""
+        self.requests.append(request)
         assert self._turns, f"the story has no turn left for {request.messages[-1]!r}"
         return self._turns.popleft()
 
@@ -41,8 +43,9 @@ class Cast:
         return len(self._turns)
 
     def clear(self) -> None:
-        """Forget the turns of a story that is over."""
+        """Forget a story that is over."""
         self._turns.clear()
+        self.requests.clear()
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class Stage:
     @property
     def requests(self) -> list[ModelRequest]:
         """What the model was asked in this story, in order."""
-        return self.running.model.requests
+        return self.cast.requests
 
     def play(self, *turns: Say) -> None:
         """Add turns to the model's script."""

@@ -1,140 +1,105 @@
-"""Chat Completions streams as neutral pieces and one answer: typed decoding of what servers really send."""
+"""Chat Completions streams as neutral pieces and one answer.
+
+A provider is a stranger: what it says is bounded in size and in number of calls, and nothing it sends raises
+anything but a ModelError.
+"""
 
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 
 from perdure.domain.errors import ModelEmptyResponse, ModelError
 from perdure.domain.messages import OmittedReasoning, Part, Reasoning, Text, ToolCall, Usage
 from perdure.domain.ports import Answer, CallPiece, HiddenPiece, Piece, ReasoningPiece, TextPiece
+from perdure.models.chat_events import DONE, CallDelta, Chunk, Delta, FunctionDelta, decoded, reported, words
 from perdure.models.faults import fault_in_stream
 
 CHARACTERS_PER_TOKEN = 4
-
-
-class FunctionDelta(msgspec.Struct):
-    """A fragment of a call's name and arguments; some servers give the arguments as an object."""
-
-    name: str | None = None
-    arguments: str | dict[str, Any] | None = None
-
-
-class CallDelta(msgspec.Struct):
-    """A fragment of a call."""
-
-    index: int | None = None
-    id: str | None = None
-    function: FunctionDelta | None = None
-
-
-class Delta(msgspec.Struct):
-    """A fragment of a message, or the whole of it. Thoughts come under one of three names."""
-
-    content: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    reasoning_text: str | None = None
-    refusal: str | None = None
-    tool_calls: list[CallDelta] | None = None
-
-
-class Choice(msgspec.Struct):
-    """One alternative; only the first is asked for."""
-
-    delta: Delta | None = None
-    message: Delta | None = None
-    finish_reason: str | None = None
-
-
-class PromptDetails(msgspec.Struct):
-    """Where prompt tokens came from."""
-
-    cached_tokens: int | None = None
-
-
-class CompletionDetails(msgspec.Struct):
-    """What completion tokens were spent on."""
-
-    reasoning_tokens: int | None = None
-
-
-class UsageReport(msgspec.Struct):
-    """Tokens as the server counts them."""
-
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    total_tokens: int | None = None
-    prompt_tokens_details: PromptDetails | None = None
-    completion_tokens_details: CompletionDetails | None = None
-
-
-class Chunk(msgspec.Struct):
-    """One event of a stream, or a whole answer."""
-
-    id: str | None = None
-    choices: list[Choice] | None = None
-    usage: UsageReport | None = None
-    error: Any = None
-
-
-_decode = msgspec.json.Decoder(Chunk).decode
+MAX_KEPT = 64 * 2**20
+"""Characters of one answer, each fragment counting `FRAGMENT` more for what it takes to keep it."""
+FRAGMENT = 64
+MAX_CALLS = 128
+MAX_ID = 256
+MOST_TOKENS = 2**31 - 1
+"""What the store can count; more than any model reads."""
 
 
 @dataclass
 class OpenCall:
-    """A call that is still being told."""
+    """A call that is still being told. `told` is the server's id for it, if it has given one."""
 
     id: str
+    told: str | None
     name: str = ""
     arguments: list[str] = field(default_factory=list)
 
 
 class Reading:
-    """The state of one answer. `where` names the provider in errors; `hides` says that the model thinks unseen."""
+    """The state of one answer. `where` names the provider in errors; `hides` says that the model thinks unseen.
 
-    def __init__(self, where: str, prompt_bytes: int, *, hides: bool):
-        self._where, self._prompt_bytes, self._hides = where, prompt_bytes, hides
+    `over`: the server said that nothing follows. `kept`: how much has been said, in characters and fragments.
+    """
+
+    def __init__(self, where: str, prompt_bytes: int, *, hides: bool, limit: int = MAX_KEPT):
+        self._where, self._prompt_bytes, self._hides, self._limit = where, prompt_bytes, hides, limit
         self._text: list[str] = []
         self._thoughts: list[str] = []
-        self._calls: dict[int, OpenCall] = {}
+        self._calls: list[OpenCall] = []
+        self._at: dict[int, OpenCall] = {}
         self._finish: str | None = None
-        self._usage: UsageReport | None = None
+        self._usage = msgspec.Raw(b"null")
         self._id: str | None = None
         self._begun = False
+        self.over, self.kept = False, 0
 
     def read(self, data: bytes) -> Iterator[Piece]:
-        """The pieces in one event. Raises a ModelError for an error told in it, or for garbage."""
-        try:
-            chunk = _decode(data)
-        except msgspec.MsgspecError as error:
-            shown = data[:200].decode("utf-8", "replace")
-            raise ModelError(f"{self._where} sent something that is not its protocol.", shown) from error
-        if chunk.error:
-            raise fault_in_stream(chunk.error, self._where)
-        self._id, self._usage = chunk.id or self._id, chunk.usage or self._usage
+        """The pieces in one event. Raises a ModelError for an error told in it, for garbage, for too much."""
+        data = data.strip()
+        if data == DONE:
+            self.over = True
+        if self.over or not data:
+            return
+        chunk = self._chunk(data)
+        self._id = self._id or (chunk.id[:MAX_ID] if isinstance(chunk.id, str) else None)
+        self._usage = self._usage if bytes(chunk.usage) == b"null" else chunk.usage
         for choice in chunk.choices[:1] if chunk.choices else ():
             self._finish = choice.finish_reason or self._finish
             delta = choice.delta or choice.message
             if delta is not None:
                 yield from self._pieces(delta)
 
+    def _chunk(self, data: bytes) -> Chunk:
+        try:
+            chunk = decoded(data)
+        except (ValueError, RecursionError) as error:
+            shown = data[:200].decode("utf-8", "replace")
+            raise ModelError(f"{self._where} sent something that is not its protocol.", shown) from error
+        if chunk.error or chunk.object == "error":  # vLLM used to send the error itself as the event
+            bare = {"message": chunk.message, "code": chunk.code}
+            raise fault_in_stream(chunk.error or bare, self._where)
+        return chunk
+
     def _pieces(self, delta: Delta) -> Iterator[Piece]:
-        thought = delta.reasoning_content or delta.reasoning or delta.reasoning_text
-        if thought:
-            self._thoughts.append(thought)
+        if thought := words(delta.reasoning_content) or words(delta.reasoning) or words(delta.reasoning_text):
+            self._thoughts.append(self._keep(thought))
             yield ReasoningPiece(thought)
-        text = delta.content or delta.refusal
+        text = words(delta.content) or words(delta.refusal)
         if not (text or delta.tool_calls):
             return
         yield from self._hidden()
         if text:
-            self._text.append(text)
+            self._text.append(self._keep(text))
             yield TextPiece(text)
-        for position, call in enumerate(delta.tool_calls or ()):
-            yield self._call(call, position)
+        for call in delta.tool_calls or ():
+            yield self._call(call)
+
+    def _keep(self, text: str) -> str:
+        self.kept += len(text) + FRAGMENT
+        if self.kept > self._limit:
+            raise ModelError(f"{self._where} answers without end: more than {self._limit} characters. Send again.")
+        return text
 
     def _hidden(self) -> Iterator[Piece]:
         """Thoughts that took place and are not told come first, once (spec §4.4)."""
@@ -142,45 +107,68 @@ class Reading:
             yield HiddenPiece(None)
         self._begun = True
 
-    def _call(self, delta: CallDelta, position: int) -> CallPiece:
-        """A fragment of a call; a missing index means its place in the list, a missing id is made up."""
-        index = delta.index if delta.index is not None else self._place(delta, position)
-        call, new = self._calls.get(index), False
-        if call is None:
-            call, new = OpenCall(delta.id or f"call_{uuid.uuid4().hex[:24]}"), True
-            self._calls[index] = call
+    def _call(self, delta: CallDelta) -> CallPiece:
+        """A fragment of a call; the first that names it carries the name."""
         function = delta.function or FunctionDelta()
+        call = self._continued(delta, function.name) or self._new_call(delta)
+        name = "" if call.name else self._keep(function.name or "")
+        call.name = call.name or name
         arguments = function.arguments
         if isinstance(arguments, dict):
             arguments = msgspec.json.encode(arguments).decode()
-        named = function.name if function.name and not call.name else None
-        call.name = call.name or function.name or ""
         if arguments:
-            call.arguments.append(arguments)
-        return CallPiece(call.id, named if named or not new else function.name, arguments or None)
+            call.arguments.append(self._keep(arguments))
+        return CallPiece(call.id, name or None, arguments or None)
 
-    def _place(self, delta: CallDelta, position: int) -> int:
-        """Where a fragment without an index belongs: to the call of its id, else a call of its own if it names one."""
-        for index, call in self._calls.items():
-            if delta.id and call.id == delta.id:
-                return index
-        if delta.id or (delta.function and delta.function.name):
-            return len(self._calls)
-        return max(self._calls, default=position)
+    def _continued(self, delta: CallDelta, name: str | None) -> OpenCall | None:
+        """The call that a fragment goes on with, by its index, else by its id, else the last one; None for a new one.
 
-    def answer(self, *, ended: bool) -> Answer:
-        """The whole answer. `ended`: whether the stream said that it is over. Raises ModelError, ModelEmptyResponse."""
-        if self._finish is None and not ended:
+        Some servers give every call the index 0: a name with another id begins a call. Others give no index and no
+        id: then a name does.
+        """
+        if delta.index is not None:
+            call = self._at.get(delta.index)
+            other = call is not None and name and delta.id and call.told and delta.id != call.told
+            return None if other else call
+        if delta.id:
+            return next((call for call in self._calls if call.told == delta.id), None)
+        return self._calls[-1] if self._calls and not name else None
+
+    def _new_call(self, delta: CallDelta) -> OpenCall:
+        """A call begins. An id that is missing, taken or endless is replaced by one of ours."""
+        if len(self._calls) == MAX_CALLS:
+            raise ModelError(f"{self._where} asked for more than {MAX_CALLS} tool calls at once. Send again.")
+        taken = any(call.id == delta.id for call in self._calls)
+        usable = delta.id and len(delta.id) <= MAX_ID and not taken
+        call = OpenCall(delta.id if delta.id and usable else f"call_{uuid.uuid4().hex[:24]}", delta.id)
+        self._keep(delta.id or "")
+        self._calls.append(call)
+        if delta.index is not None:
+            self._at[delta.index] = call
+        return call
+
+    def answer(self) -> Answer:
+        """The whole answer. Raises ModelError (cut off, broken off), ModelEmptyResponse."""
+        if self._finish == "error":
+            raise ModelError(f"{self._where} broke its answer off with an error. Send again.")
+        if self._finish is None and not self.over:
             raise ModelError(f"{self._where} cut its answer off. Send again.", "the stream ended without a finish")
-        calls = tuple(
-            ToolCall(call.id, call.name, "".join(call.arguments) or "{}") for _, call in sorted(self._calls.items())
-        )
+        calls = tuple(ToolCall(call.id, call.name, "".join(call.arguments) or "{}") for call in self._calls)
         if not self._text and not calls:
-            raise ModelEmptyResponse(f"{self._where} answered with neither text nor a tool call. Send again.")
-        finish = "tool_calls" if calls else {"length": "length"}.get(self._finish or "", "stop")
+            raise ModelEmptyResponse(f"{self._where} answered with neither text nor a tool call. {self._advice()}")
+        finish = self._finish if self._finish in ("length", "content_filter") else "stop"
         return Answer(
-            content=self._content(), tool_calls=calls, finish=finish, usage=self._counted(), request_id=self._id
-        )
+            content=self._content(), tool_calls=calls, finish="tool_calls" if calls else finish,
+            usage=self._counted(), request_id=self._id,
+        )  # fmt: skip
+
+    def _advice(self) -> str:
+        """What to do about an empty answer."""
+        if self._finish == "length":
+            return "Its output limit was used up before; raise max_output_tokens."
+        if self._finish == "content_filter":
+            return "Its content filter withheld the answer; change the message."
+        return "Send again."
 
     def _content(self) -> tuple[Part, ...]:
         parts: list[Part] = []
@@ -194,14 +182,18 @@ class Reading:
 
     def _counted(self) -> Usage:
         """The server's count; without one, an estimate from the bytes."""
-        said = self._usage
-        if said is None:
-            told = [*self._text, *self._thoughts, *(a for call in self._calls.values() for a in call.arguments)]
+        said = reported(self._usage)
+        prompt, completion = _count(said.prompt_tokens) or 0, _count(said.completion_tokens) or 0
+        if not prompt and not completion:
+            told = [*self._text, *self._thoughts, *(a for call in self._calls for a in call.arguments)]
             prompt, completion = self._prompt_bytes // CHARACTERS_PER_TOKEN, sum(map(len, told)) // CHARACTERS_PER_TOKEN
             return Usage(prompt, completion, prompt + completion)
-        prompt, completion = said.prompt_tokens or 0, said.completion_tokens or 0
         return Usage(
-            prompt, completion, said.total_tokens or prompt + completion,
-            said.prompt_tokens_details.cached_tokens if said.prompt_tokens_details else None, None,
-            said.completion_tokens_details.reasoning_tokens if said.completion_tokens_details else None,
+            prompt, completion, _count(said.total_tokens) or prompt + completion,
+            _count(said.prompt_tokens_details.cached_tokens) if said.prompt_tokens_details else None, None,
+            _count(said.completion_tokens_details.reasoning_tokens) if said.completion_tokens_details else None,
         )  # fmt: skip
+
+
+def _count(number: int | None) -> int | None:
+    return None if number is None else min(max(number, 0), MOST_TOKENS)

@@ -29,6 +29,11 @@ OVERFLOW = re.compile(
 OUT_OF_CREDITS = re.compile(r"insufficient_quota|insufficient (credits|balance|funds)|credit balance", re.IGNORECASE)
 
 STATUS = re.compile(r"[1-5][0-9]{2}")
+KINDS = {
+    "rate_limit": 429, "too_many_requests": 429, "overloaded": 529, "authentication": 401, "invalid_api_key": 401,
+    "invalid_request": 400, "timeout": 504,
+}  # fmt: skip
+"""What error objects in a stream, which have no status, say instead."""
 
 
 def fault(status: int, body: bytes, where: str) -> ModelError:
@@ -77,16 +82,23 @@ def _cause(body: bytes) -> tuple[str, str]:
 
 def _told(error: Any) -> tuple[str, str]:
     if not isinstance(error, dict):
-        return "", str(error)[:MAX_DETAIL]
+        return "", _shown(error, MAX_DETAIL)
     words = error.get("message") or error.get("detail") or error.get("error") or ""
-    code = error.get("code") or error.get("type") or ""
-    return str(code)[:MAX_CODE], str(words)[:MAX_DETAIL]
+    return _shown(error.get("code") or error.get("type") or "", MAX_CODE), _shown(words, MAX_DETAIL)
+
+
+def _shown(value: Any, limit: int) -> str:
+    """The beginning of anything in words; it may be nested, or a number, beyond what can be written out."""
+    try:
+        return str(value)[:limit]
+    except (ValueError, RecursionError):
+        return ""
 
 
 def _status_of(error: Any) -> int:
-    """The HTTP status an error object names, 0 if none."""
-    for key in ("status", "code"):
-        value = error.get(key) if isinstance(error, dict) else None
-        if STATUS.fullmatch(str(value)):
-            return int(value)
-    return 429 if isinstance(error, dict) and "rate" in str(error.get("type")) else 0
+    """The HTTP status an error object names by number or by kind, 0 if none."""
+    if not isinstance(error, dict):
+        return 0
+    named = [_shown(error.get(key), MAX_CODE) for key in ("status", "code", "type")]
+    number = next((int(name) for name in named if STATUS.fullmatch(name)), 0)
+    return number or next((status for kind, status in KINDS.items() if any(kind in name for name in named)), 0)

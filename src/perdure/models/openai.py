@@ -1,13 +1,18 @@
 """Providers of the Chat Completions dialect: OpenAI, vLLM, Ollama, LM Studio, llama.cpp, OpenRouter and their like."""
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import msgspec
+from aiohttp import ClientResponse
 
-from perdure.domain.errors import ModelBadRequest, ModelError
+from perdure.domain.errors import ModelBadRequest, ModelError, ModelTimeout
 from perdure.domain.ports import Model, ModelRequest, Piece
 from perdure.domain.records import ModelInfo
+from perdure.models.chat_events import DONE, is_whole
 from perdure.models.chat_request import Dialect, Encoder, is_reasoner
 from perdure.models.chat_stream import Reading
 from perdure.models.http import Client
@@ -19,6 +24,7 @@ WINDOWS: Mapping[str, int] = {
 }  # fmt: skip
 """Context windows by family, for servers that do not tell; the longest matching name counts."""
 UNKNOWN_WINDOW = 32_000
+LARGEST_WINDOW = 2**31
 WINDOW_KEYS = ("max_model_len", "context_length", "context_window", "max_context_length", "loaded_context_length")
 META_KEYS = ("n_ctx", "n_ctx_train")
 OUTPUTS: Mapping[str, int] = {"gpt-4o": 16_384, "gpt-4.1": 32_768, "gpt-5": 128_000, "o1": 100_000, "o3": 100_000,
@@ -43,7 +49,8 @@ class OpenAIProvider:
         idle: float = 600.0,
     ):
         self.name, self.provider_type, self._endpoint_type = name, provider_type, endpoint_type
-        sent = dict(headers or {}) | ({"authorization": f"Bearer {api_key}"} if api_key else {})
+        key = "".join((api_key or "").split())  # pasted with a line end, it is no header
+        sent = dict(headers or {}) | ({"authorization": f"Bearer {key}"} if key else {})
         self.client = Client(name, base_url, sent, idle=idle)
         self.encoder = Encoder()
         self.dialect = Dialect(official=official)
@@ -54,12 +61,17 @@ class OpenAIProvider:
         try:
             listed = msgspec.json.decode(body)
             rows = listed["data"] if isinstance(listed, dict) else listed
-            return [self._info(row) for row in rows or () if not _is_other(row["id"])]
-        except (msgspec.DecodeError, KeyError, TypeError) as error:
+            return [self._info(row) for row in rows or () if self._is_offered(row)]
+        except (ValueError, RecursionError, KeyError, TypeError) as error:
             raise ModelError(f"{self.name} did not list its models in the form of this API.", str(error)) from error
 
+    def _is_offered(self, row: Any) -> bool:
+        """Whether an entry is a model for us. Only the official list is known to mix in others under telling names."""
+        name = row.get("id") if isinstance(row, dict) else None
+        return isinstance(name, str) and bool(name) and not (self.dialect.official and _is_other(name))
+
     def _info(self, row: Mapping[str, Any]) -> ModelInfo:
-        model = str(row["id"])
+        model = row["id"]
         embeds = any(word in model.lower() for word in EMBEDDING_WORDS)
         return ModelInfo(
             handle=f"{self.name}/{model}", name=model, provider_name=self.name, provider_type=self.provider_type,
@@ -86,39 +98,71 @@ class ChatModel:
 
     async def stream(self, request: ModelRequest) -> AsyncIterator[Piece]:
         """Pieces, then the answer. A server that refuses `stream_options` is asked without from then on."""
-        provider = self._provider
+        provider, begun = self._provider, False
         try:
-            async for piece in self._stream(request):
-                yield piece
+            async with aclosing(self._stream(request)) as pieces:
+                async for piece in pieces:
+                    begun = True
+                    yield piece
+            return
         except ModelBadRequest as error:
-            if not provider.dialect.stream_usage or "stream_options" not in error.detail:
+            if begun or not provider.dialect.stream_usage or "stream_options" not in error.detail:
                 raise
-            provider.dialect = Dialect(stream_usage=False, official=provider.dialect.official)
-            async for piece in self._stream(request):
+        provider.dialect = replace(provider.dialect, stream_usage=False)
+        async with aclosing(self._stream(request)) as pieces:
+            async for piece in pieces:
                 yield piece
 
-    async def _stream(self, request: ModelRequest) -> AsyncIterator[Piece]:
+    async def _stream(self, request: ModelRequest) -> AsyncGenerator[Piece, None]:
         provider = self._provider
         body = provider.encoder.body(request, provider.dialect)
         hides = provider.dialect.official and is_reasoner(request.model)
         reading = Reading(provider.name, len(body), hides=hides)
+        splitter, silence = Splitter(), Silence(provider.name, provider.client.idle)
         async with provider.client.post("/chat/completions", body) as response:
-            if response.content_type != "text/event-stream" and response.content_type.endswith("json"):
-                for piece in reading.read(await response.read()):
-                    yield piece
-                yield reading.answer(ended=True)
-                return
-            splitter, ended = Splitter(), False
-            async for chunk in response.content.iter_any():
+            chunk = await self._first(response)
+            if not is_stream(chunk):
+                chunk = b"data:%b\n\ndata:%b\n\n" % (b" ".join(chunk.splitlines()), DONE)
+            while chunk and not reading.over:
                 for data in splitter.feed(chunk):
-                    if data == b"[DONE]":
-                        ended = True
-                        continue
                     for piece in reading.read(data):
                         yield piece
-            for data in splitter.close():
-                ended = ended or data == b"[DONE]"
-            yield reading.answer(ended=ended)
+                silence.check(reading.kept)
+                chunk = b"" if reading.over else await response.content.readany()
+            for data in filter(is_whole, splitter.close()):
+                for piece in reading.read(data):
+                    yield piece
+            await provider.client.drain(response)
+        yield reading.answer()
+
+    async def _first(self, response: ClientResponse) -> bytes:
+        """The first bytes of a stream, or all of an answer that is none: the bytes tell better than the headers."""
+        client = self._provider.client
+        chunk = await response.content.readany()
+        if is_stream(chunk) and not (chunk.isspace() and response.content_type.endswith("json")):
+            return chunk
+        async with asyncio.timeout(client.idle):
+            return (chunk + await client.whole(response)).strip()
+
+
+class Silence:
+    """How long nothing has been said: a stream of comments counts as one that is silent."""
+
+    def __init__(self, name: str, idle: float):
+        self._name, self._idle, self._now = name, idle, asyncio.get_running_loop().time
+        self._kept, self._since = 0, self._now()
+
+    def check(self, kept: int) -> None:
+        """`kept`: how much the model has said by now. Raises ModelTimeout after `idle` seconds without more."""
+        if kept != self._kept:
+            self._kept, self._since = kept, self._now()
+        elif self._now() - self._since > self._idle:
+            raise ModelTimeout(f"{self._name} keeps the line open and says nothing. Send again.")
+
+
+def is_stream(body: bytes) -> bool:
+    """Whether this begins a stream of events, not an answer in one piece or a web page."""
+    return body.lstrip()[:1] not in (b"{", b"<")
 
 
 def _window(model: str, row: Mapping[str, Any]) -> int:
@@ -126,7 +170,8 @@ def _window(model: str, row: Mapping[str, Any]) -> int:
     meta = row.get("meta")
     told = [row.get(key) for key in WINDOW_KEYS]
     told += [meta.get(key) for key in META_KEYS] if isinstance(meta, dict) else []
-    return next((n for n in told if isinstance(n, int) and n > 0), _longest(WINDOWS, model) or UNKNOWN_WINDOW)
+    known = _longest(WINDOWS, model) or UNKNOWN_WINDOW
+    return next((n for n in told if type(n) is int and 0 < n < LARGEST_WINDOW), known)
 
 
 def _longest(table: Mapping[str, int], model: str) -> int | None:

@@ -5,6 +5,9 @@ filtered, sorted or joined on. Moments are microseconds since 1970. Every row na
 
 Each index of `messages`, `runs` and `steps` is paid for in every turn (about 10 µs), so they have those that a common
 question needs and no others: lists of a tenant go along the primary key, steps of an agent go by its runs.
+
+The index of words (FTS5 with its triggers; GIN) is not declared here, since no type of SQLAlchemy stands for it: see
+`migrations/versions/0001_initial.py`, as for the function that tells the facts of a context on PostgreSQL.
 """
 
 from collections.abc import Callable
@@ -23,8 +26,6 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
-    func,
-    literal_column,
     text,
 )
 
@@ -184,10 +185,6 @@ Index(
     "ix_messages_in_context", messages.c.context_id, messages.c.sequence_id,
     postgresql_where=messages.c.in_context, sqlite_where=messages.c.in_context,
 )  # fmt: skip
-Index(
-    "ix_messages_words", func.to_tsvector(literal_column(f"'{WORD_RULES}'"), messages.c.search_text),
-    postgresql_using="gin", postgresql_where=messages.c.search_text != "",
-).ddl_if(dialect="postgresql")  # fmt: skip
 
 message_images = Table(
     "message_images", metadata,

@@ -172,9 +172,10 @@ def _run_each(connection: Connection, group: Sequence[Job]) -> None:
     for job in group:
         raw.execute("SAVEPOINT job")
         if not job.run(connection):
-            # A full disk or an I/O error has ended the transaction: this raises, and the whole group fails.
-            raw.execute("ROLLBACK TO job")
             job.error = job.error and translated(job.error)
+            if job.error and not raw.in_transaction:  # a full disk or an I/O error ended it: all of it has failed
+                raise job.error
+            raw.execute("ROLLBACK TO job")
         raw.execute("RELEASE job")
 
 

@@ -174,10 +174,14 @@ def _runs() -> None:
 
 # The agent is indexed as a word of its own so that a search reads the postings of one agent only.
 # `detail=column` keeps no word positions: a search is for words, never for phrases.
+# The view is what the index is of: not all messages have words. `integrity-check` and `rebuild` go by it.
 SQLITE_WORDS = (
     """
+    CREATE VIEW message_texts AS
+        SELECT sequence_id, agent_id, search_text FROM messages WHERE search_text <> ''""",
+    """
     CREATE VIRTUAL TABLE message_words USING fts5(
-        agent_id, search_text, content='messages', content_rowid='sequence_id', detail='column',
+        agent_id, search_text, content='message_texts', content_rowid='sequence_id', detail='column',
         tokenize="porter unicode61 remove_diacritics 0 categories 'L* N* M* Co' tokenchars '-'"
     )""",
     """
@@ -191,16 +195,11 @@ SQLITE_WORDS = (
         VALUES ('delete', old.sequence_id, old.agent_id, old.search_text);
     END""",
     """
-    CREATE TRIGGER message_words_update_old AFTER UPDATE OF search_text, agent_id ON messages
-    WHEN old.search_text <> '' BEGIN
+    CREATE TRIGGER message_words_update AFTER UPDATE OF search_text, agent_id ON messages BEGIN
         INSERT INTO message_words (message_words, rowid, agent_id, search_text)
-        VALUES ('delete', old.sequence_id, old.agent_id, old.search_text);
-    END""",
-    """
-    CREATE TRIGGER message_words_update_new AFTER UPDATE OF search_text, agent_id ON messages
-    WHEN new.search_text <> '' BEGIN
+        SELECT 'delete', old.sequence_id, old.agent_id, old.search_text WHERE old.search_text <> '';
         INSERT INTO message_words (rowid, agent_id, search_text)
-        VALUES (new.sequence_id, new.agent_id, new.search_text);
+        SELECT new.sequence_id, new.agent_id, new.search_text WHERE new.search_text <> '';
     END""",
 )
 

@@ -1,0 +1,75 @@
+"""Nothing acknowledged is lost: a process is killed in the middle of its work, and another one looks."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from making import a_run, at
+
+from perdure.domain.errors import Busy
+from perdure.domain.ports import MessageQuery, Page, RunQuery
+from perdure.store import open_store
+from perdure.store.schema import runs
+
+pytestmark = pytest.mark.anyio
+HERE = Path(__file__).parent
+
+ACCEPT_ONE = """
+agent_id = (await make_agent(store)).agent.id
+run = a_run(agent_id)
+await store.runs.accept(run, b'{"input": "Remember me \\xf0\\x9f\\x99\\x82"}')
+print(agent_id, run.id, flush=True)
+await asyncio.sleep(60)
+"""
+TURNS_WITHOUT_END = """
+agents = [(await make_agent(store, str(n))).agent.id for n in range(8)]
+async def turns(agent_id):
+    for n in range(100_000):
+        run = await take_turn(store, agent_id, said("question"), said("answer", role="assistant"), minutes=n)
+        print(agent_id, run.id, flush=True)
+await asyncio.gather(*map(turns, agents))
+"""
+
+
+def killed_after(lines: int, url: str, story: str) -> list[list[str]]:
+    """Run a story in another process, kill it after so many lines of output; answers all it has printed."""
+    body = "\n".join(f"    {line}" for line in story.strip().splitlines())
+    script = (
+        f"import asyncio, sys\nsys.path.insert(0, {str(HERE)!r})\nfrom making import *\n"
+        f"from perdure.store import open_store\nasync def main():\n    store = await open_store({url!r}, pool_size=4)\n"
+        f"{body}\nasyncio.run(main())"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        seen = [process.stdout.readline().split() for _ in range(lines)]
+        process.send_signal(signal.SIGKILL)
+        return seen + [line.split() for line in process.stdout.read().splitlines(keepends=True) if line.endswith("\n")]
+
+
+async def test_an_accepted_request_survives_the_death_of_its_process(url: str):
+    """The user's words are in the run, the context is held until the run is ended, then it is free."""
+    [[agent_id, run_id]] = killed_after(1, url, ACCEPT_ONE)
+    store = await open_store(url)
+    with pytest.raises(Busy, match=run_id):
+        await store.runs.accept(a_run(agent_id), b"{}")
+    request = await store.db.read(lambda conn: conn.scalar(runs.select().with_only_columns(runs.c.request)))
+    assert request == '{"input": "Remember me 🙂"}'
+    assert await store.runs.interrupt(at(1), "The server stopped.") == 1
+    await store.runs.accept(a_run(agent_id), b"{}")
+    await store.close()
+
+
+async def test_every_acknowledged_turn_is_there_whole(url: str):
+    """Killed in the middle of many turns at once: what was reported is stored, and no half of anything else."""
+    reported = killed_after(60, url, TURNS_WITHOUT_END)
+    store = await open_store(url)
+    for _, run_id in reported:
+        assert (await store.runs.get(run_id)).status == "completed"
+        found = await store.messages.find(MessageQuery(run_id=run_id), Page(ascending=True))
+        assert [stored.message.role for stored in found] == ["user", "assistant"]
+    over = await store.runs.find(RunQuery(statuses=("completed",)), Page(limit=1_000_000))
+    spoken = await store.messages.find(MessageQuery(), Page(limit=1_000_000))
+    assert len(spoken) == 8 + 2 * len(over)
+    await store.close()
