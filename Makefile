@@ -2,7 +2,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 LOCK := requirements/dev.txt
 SHARED := $(or $(PERDURE_SHARED),../shared)
 # How many processes the tests use; ARGS goes to whatever the target starts: make test ARGS="-k memory"
@@ -59,7 +59,7 @@ $(VENV)/run.stamp: pyproject.toml $(LOCK)
 	@$(need-python)
 	@echo 'Setting up $(VENV) (once; under a minute) ...'
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install -c $(LOCK) hatchling
+	@$(PIP) install -c $(LOCK) hatchling editables
 	@$(PIP) install -c $(LOCK) --no-build-isolation -e .
 	@touch $@
 

@@ -4,9 +4,12 @@ from collections.abc import AsyncIterator, Iterator
 
 import network_lock
 import pytest
+from postgres import postgres, postgres_url
 
 from perdure import testing
 from perdure.testing import Running
+
+__all__ = ["postgres", "postgres_url"]
 
 network_lock.close()
 

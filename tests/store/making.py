@@ -61,7 +61,8 @@ def ended(run: Run, *, minutes: float = 1, **fields: Any) -> Run:
 
 async def make_agent(store: SqlStore, name: str = "Ada", *, minutes: float = 0, **links: Any) -> AgentState:
     """A stored agent with a system message; `links` are those of `agents.create`, anything else is a field."""
-    known: dict[str, Any] = {"blocks": [], "block_ids": [], "tool_ids": [], "messages": [said("You are.", role="system")]}
+    system = said("You are.", role="system")
+    known: dict[str, Any] = {"blocks": [], "block_ids": [], "tool_ids": [], "messages": [system]}
     relations = {key: links.pop(key, default) for key, default in known.items()}
     return await store.agents.create(an_agent(name, minutes=minutes, **links), **relations)
 

@@ -1,5 +1,7 @@
 """Memory blocks on both databases."""
 
+import asyncio
+
 import msgspec
 import pytest
 from making import a_block, an_agent, at, make_agent
@@ -78,8 +80,10 @@ async def test_a_change_the_model_sees_marks_every_agent_that_has_the_block(stor
     assert (await store.agents.get(sharing[1])).blocks == (after,)
 
 
-@pytest.mark.parametrize(("fields", "version", "recompiled"), [({}, 1, 1), ({"metadata": {"k": 1}}, 2, 1),
-                                                              ({"limit": 5}, 2, 2), ({"tags": ("n",)}, 2, 1)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "version", "recompiled"),
+    [({}, 1, 1), ({"metadata": {"k": 1}}, 2, 1), ({"limit": 5}, 2, 2), ({"tags": ("n",)}, 2, 1)],
+)
 async def test_what_the_model_does_not_see_recompiles_nothing(store: SqlStore, fields, version, recompiled):
     """Metadata and tags change the block, not the prompt; a change to the same changes nothing at all."""
     state = await make_agent(store, blocks=[a_block()])
@@ -118,8 +122,6 @@ async def test_many_writers_lose_no_change(store: SqlStore):
 
     def longer(before: Block) -> Block:
         return msgspec.structs.replace(before, value=before.value + "x")
-
-    import asyncio
 
     await asyncio.gather(*(store.blocks.update(block.id, longer) for _ in range(50)))
     after = await store.blocks.get(block.id)

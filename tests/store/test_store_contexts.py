@@ -100,7 +100,8 @@ async def test_accepting_and_starting_over_never_overlap(store: SqlStore):
 async def test_ten_thousand_messages_load_in_well_under_a_second(store: SqlStore):
     """A long history is no reason to wait."""
     agent_id = (await make_agent(store)).agent.id
-    await take_turn(store, agent_id, *(said(f"Message {n}, of the usual length of a line or two.") for n in range(10_000)))
+    spoken = (said(f"Message {n}, of the usual length of a line or two.") for n in range(10_000))
+    await take_turn(store, agent_id, *spoken)
     begin = time.perf_counter()
     context = await store.contexts.load(agent_id)
     assert time.perf_counter() - begin < 1

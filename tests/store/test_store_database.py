@@ -140,7 +140,7 @@ async def test_reads_see_one_moment(store: SqlStore):
 
 async def test_reads_cannot_write(store: SqlStore):
     """A mistake in our code shows at once, not as a lost lock."""
-    with pytest.raises(Exception, match="readonly|read-only"):
+    with pytest.raises(Exception, match=r"readonly|read-only"):
         await store.db.read(create, store.tenant, a_block())
 
 
@@ -178,7 +178,7 @@ async def test_cut_connections_are_made_anew(postgres: TestServer, postgres_url:
 
 
 async def test_a_unit_that_is_cut_before_its_commit_is_done_again(postgres_url: str):
-    """Once: until COMMIT the server has kept nothing. A new connection that is cut at once is trouble, told in words."""
+    """Until COMMIT the server has kept nothing. If the new connection is cut too, that is trouble, told in words."""
     store = await open_store(postgres_url, pool_size=1)
     await store.agents.count()
     tries: list[int] = []
@@ -213,7 +213,7 @@ async def test_units_that_deadlock_are_done_again(postgres_url: str):
         conn.execute(touched, {"id": second})
 
     await asyncio.gather(store.db.write(touch, one.id, two.id), store.db.write(touch, two.id, one.id))
-    assert len(tries) == 3
+    assert len(tries) >= 3
     assert await store.db.read(lambda conn: conn.scalar(text("SELECT sum(version) FROM blocks"))) == 6
     await store.close()
 
@@ -226,7 +226,7 @@ async def test_an_accepted_run_is_told_what_was_true_after_the_wait(postgres_url
         other.execute("UPDATE contexts SET revision = 5 WHERE id = %s", [agent_id])
         other.execute("UPDATE agents SET version = 7 WHERE id = %s", [agent_id])
         accepting = asyncio.create_task(store.runs.accept(a_run(agent_id), b"{}"))
-        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'INSERT INTO runs%%'"
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'INSERT%%'"
         with psycopg.connect(postgres_url, autocommit=True) as watch:
             for _ in range(500):
                 if (watch.execute(waiting).fetchone() or [0])[0]:

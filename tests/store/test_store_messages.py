@@ -51,7 +51,7 @@ async def test_an_unknown_or_foreign_cursor_is_not_found(store: SqlStore, agent_
     """Another agent's message is no place in this list."""
     foreign = (await make_agent(store, "Bob")).message_ids[0]
     for cursor in ("message-x", foreign, "\0"):
-        with pytest.raises(NotFound, match="[Mm]essage not found"):
+        with pytest.raises(NotFound, match=r"[Mm]essage not found"):
             await texts(store, Page(after=cursor), agent_id=agent_id)
     assert await texts(store, Page(before=foreign)) == []
 

@@ -69,7 +69,7 @@ async def test_what_alembic_does_not_compare_is_there_too(store: SqlStore):
 
     def found(conn: Connection) -> list[str]:
         if store.exclusive:
-            sql = "SELECT name FROM sqlite_master WHERE type = 'trigger' OR sql LIKE '%fts5%' OR name = 'sqlite_sequence'"
+            sql = "SELECT name FROM sqlite_master WHERE type = 'trigger' OR sql LIKE '%fts5(%' OR name LIKE 'sqlite_s%'"
         else:
             sql = (
                 "SELECT cfgname FROM pg_ts_config WHERE cfgname LIKE 'perdure%' "
@@ -132,7 +132,8 @@ async def test_a_current_database_is_opened_without_alembic_and_drivers_of_other
         f"async def main(): await (await open_store({url!r})).close()\n"
         "asyncio.run(main()); print([m for m in ('alembic', 'psycopg') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", script]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 

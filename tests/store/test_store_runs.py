@@ -91,7 +91,7 @@ async def test_contexts_do_not_disturb_each_other(store: SqlStore):
 async def test_a_run_needs_an_existing_context_of_its_agent(store: SqlStore, agent_id: str):
     """Otherwise the agent is not found."""
     for run in (a_run(an_agent().id), a_run(agent_id, context_id="conv-x"), a_run("agent-x", context_id=agent_id)):
-        with pytest.raises(NotFound, match="^Agent not found$"):
+        with pytest.raises(NotFound, match=r"^Agent not found$"):
             await store.runs.accept(run, b"{}")
 
 
@@ -225,9 +225,8 @@ async def test_blocks_are_made_and_taken_off_by_edits(store: SqlStore, agent_id:
     assert await values(store, agent_id) == {"human": ("Fresh.", 1)}
     assert (await store.blocks.get(old.id)).label == "human"
     passing = a_block("passing")
-    await store.runs.commit(
-        step_of(run, edits=[BlockEdit(block=passing, base_version=0), BlockEdit(block=passing, base_version=1, detach=True)])
-    )
+    come, go = BlockEdit(block=passing, base_version=0), BlockEdit(block=passing, base_version=1, detach=True)
+    await store.runs.commit(step_of(run, edits=[come, go]))
     assert await values(store, agent_id) == {"human": ("Fresh.", 1)}
 
 
@@ -312,7 +311,8 @@ async def test_runs_whose_worker_is_gone_are_ended_and_their_contexts_free(store
     assert await store.runs.interrupt(at(5), "The server stopped.") == 1
     assert await store.runs.interrupt(at(5), "The server stopped.") == 0
     after = await store.runs.get(dead.id)
-    assert (after.status, after.stop_reason, after.epoch, after.completed_at is not None) == ("failed", "error", 2, True)
+    assert (after.status, after.stop_reason, after.epoch) == ("failed", "error", 2)
+    assert after.completed_at is not None
     assert (after.metadata["run_type"], after.metadata["error"]["message"]) == ("x", "The server stopped.")
     assert await store.runs.get(living.id) == living
     assert await store.runs.get(over.id) == over

@@ -1,7 +1,7 @@
 """One model call: build the neutral request, relay the fragments, hand back the whole answer (spec §1.2, §4.4)."""
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -40,7 +40,7 @@ async def ask(turn: Turn, step_id: str, message_id: str, emit: Emit) -> Answer:
     turn.step_count += 1
     turn.usage += answer.usage
     turn.context_tokens = answer.usage.total_tokens
-    calls = answer.tool_calls if _parallel(turn) else answer.tool_calls[:1]
+    calls = _distinct(answer.tool_calls) if _parallel(turn) else answer.tool_calls[:1]
     return msgspec.structs.replace(answer, tool_calls=tuple(_prefilled(_clean(call, turn), turn) for call in calls))
 
 
@@ -78,6 +78,14 @@ def _autoclears(turn: Turn) -> bool:
 def _parallel(turn: Turn) -> bool:
     """The setting in force (spec §1.2, tool_choice), not the one that is read back (★S81)."""
     return bool(turn.agent.llm.get("parallel_tool_calls"))
+
+
+def _distinct(calls: Sequence[ToolCall]) -> list[ToolCall]:
+    """Of several calls with one id the first (spec §1.2), so that each call has exactly one return."""
+    first: dict[str, ToolCall] = {}
+    for call in calls:
+        first.setdefault(call.id, call)
+    return list(first.values())
 
 
 def _schema(tool: Tool) -> ToolSchema:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import msgspec
 
 from perdure.agent.ask import decode_arguments
-from perdure.agent.rules import History, violation
+from perdure.agent.rules import History, used_up, violation
 from perdure.agent.turn import Ports, Scene, Turn
 from perdure.domain.ids import new_id
 from perdure.domain.messages import Message, ToolCall, ToolReturn, text_of
@@ -79,7 +79,7 @@ class Calls:
             return f"Tool not found: {call.name}. Your tools are: {', '.join(self._tools) or 'none'}."
         if call.id in self._turn.misfilled:
             return self._turn.misfilled[call.id]
-        if problem := violation(self._turn.choice, call.name):
+        if problem := violation(self._turn.choice, call.name) or self._over_limit(call):
             return problem
         if call.id in self._turn.garbled:
             raw = self._turn.garbled[call.id]
@@ -87,6 +87,12 @@ class Calls:
         if _needs_approval(self._turn.agent.tool_rules, tool):
             return f"{call.name} needs a person's approval, which this version of the server cannot ask for."
         return None
+
+    def _over_limit(self, call: ToolCall) -> str | None:
+        """Why a call is one too many, counting those of its tool before it in this batch."""
+        before = self._said.tool_calls[: self._said.tool_calls.index(call)]
+        uses = sum(earlier.name == call.name and earlier.id not in self._refused for earlier in before)
+        return used_up(self._turn.agent.tool_rules, call.name, self._turn.history.names.count(call.name) + uses)
 
     def _apply(self, edits: Sequence[BlockEdit]) -> None:
         """Let later calls of this step see the edit; several edits of one block become one."""

@@ -126,6 +126,14 @@ def violation(choice: Choice, name: str) -> str | None:
     return f"[ToolConstraintError] Cannot call {name} now. Tools you may call: {allowed}. {choice.why}".strip()
 
 
+def used_up(rules: Sequence[Rule], name: str, uses: int) -> str | None:
+    """The error for a call beyond its tool's limit, which one batch of calls can reach; `uses` counts the request's."""
+    for rule in _of(rules, "max_count_per_step"):
+        if rule["tool_name"] == name and uses >= rule["max_count_limit"]:
+            return f"[ToolConstraintError] Cannot call {name} now: it has been used {uses} times already."
+    return None
+
+
 def prefilled(rules: Sequence[Rule], name: str, history: History) -> dict[str, Any]:
     """Arguments that the rules in force give this call; they override the model's."""
     given: dict[str, Any] = {}

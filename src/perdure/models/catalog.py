@@ -14,17 +14,20 @@ from perdure.domain.records import ModelInfo
 FRESH = timedelta(seconds=60)
 PATIENCE = 3.0
 """Seconds a provider has to list its models."""
+RECENT = timedelta(seconds=2)
+"""As old as a list may be that lacks the model asked for, and as long as a failure is taken for one still."""
 SHOWN = 10
 
 
 class Catalog:
     """Finds and opens models by handle `provider/model`."""
 
-    def __init__(self, providers: Sequence[Provider], clock: Clock | None = None):
+    def __init__(self, providers: Sequence[Provider], clock: Clock | None = None, patience: float = PATIENCE):
         self._providers = {provider.name: provider for provider in providers}
-        self._clock = clock or SystemClock()
+        self._clock, self._patience = clock or SystemClock(), patience
+        self._asking = {name: asyncio.Lock() for name in self._providers}
         self._listed: dict[str, tuple[datetime, list[ModelInfo]]] = {}
-        self._problems: dict[str, str] = {}
+        self._failed: dict[str, tuple[datetime, str]] = {}
         self._open: dict[tuple[str, int], Model] = {}
 
     @property
@@ -34,7 +37,7 @@ class Catalog:
 
     def problems(self) -> dict[str, str]:
         """Why providers could not be listed the last time, by name."""
-        return dict(self._problems)
+        return {name: why for name, (_, why) in self._failed.items()}
 
     async def find(self, handle: str) -> ModelInfo:
         """The entry with this handle. Raises Invalid, NotFound, Unavailable."""
@@ -45,6 +48,8 @@ class Catalog:
             raise NotFound(f"No provider is called {name!r}. Configured are: {', '.join(self._providers) or 'none'}.")
         try:
             infos = await self._list(name)
+            if not any(info.handle == handle for info in infos):
+                infos = await self._list(name, RECENT)  # it may have been loaded since
         except ModelError as error:
             raise Unavailable(f"The models of {name} cannot be listed now: {error}") from error
         found = next((info for info in infos if info.handle == handle), None)
@@ -79,18 +84,26 @@ class Catalog:
         except ModelError:
             return []
 
-    async def _list(self, name: str) -> list[ModelInfo]:
-        """A provider's models, at most a minute old."""
-        at, infos = self._listed.get(name, (None, []))
-        if at is not None and self._clock.now() - at < FRESH:
-            return infos
+    async def _list(self, name: str, fresh: timedelta = FRESH) -> list[ModelInfo]:
+        """A provider's models, from memory if that is `fresh`. However many want them, it is asked once at a time."""
+        async with self._asking[name]:
+            now, (failed, why) = self._clock.now(), self._failed.get(name, (None, ""))
+            if failed and now - failed < RECENT:
+                raise ModelError(why)
+            at, infos = self._listed.get(name, (None, []))
+            if at and now - at < fresh:
+                return infos
+            return await self._ask(name)
+
+    async def _ask(self, name: str) -> list[ModelInfo]:
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(self._patience):
                 infos = await self._providers[name].list_models()
         except (ModelError, TimeoutError) as error:
-            self._problems[name] = str(error) or f"no answer within {PATIENCE:g} s"
-            raise ModelError(self._problems[name]) from error
-        self._problems.pop(name, None)
+            why = str(error) or f"no answer within {self._patience:g} s"
+            self._failed[name] = (self._clock.now(), why)
+            raise ModelError(why) from error
+        self._failed.pop(name, None)
         self._listed[name] = (self._clock.now(), infos)
         return infos
 

@@ -4,10 +4,12 @@ A message's encoded form is kept beside the message itself, so a turn over a lon
 only what is new. Total: any history has an encoding.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2s
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -19,8 +21,11 @@ from perdure.domain.ports import ModelRequest, ToolSchema
 MAX_CALL_ID = 29
 REASONING_FAMILIES = ("o1", "o3", "o4", "gpt-5")
 
-_encode = msgspec.json.Encoder().encode
+SHOWN_OF_ID = 20
+
+_encoder = msgspec.json.Encoder()
 Json = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,10 @@ def merged(messages: Sequence[Message]) -> Sequence[Message]:
         assert message is not None
         joins = message.role == "approval" and message.tool_calls and before is not None and before.role == "assistant"
         if joins and result:
-            calls = (*result[-1].tool_calls, *message.tool_calls)
-            result[-1] = msgspec.structs.replace(result[-1], tool_calls=calls)
+            turn = result[-1]
+            result[-1] = msgspec.structs.replace(
+                turn, content=turn.content + message.content, tool_calls=turn.tool_calls + message.tool_calls
+            )
         else:
             result.append(message)
     return result
@@ -106,10 +113,11 @@ def _user_part(part: Text | Image) -> Json:
 def _assistant(message: Message, _timezone: str, _cap: int) -> list[Json]:
     """Words and calls; thoughts are not sent back on this wire."""
     text = text_of(message.content)
-    calls = list({_short(call.id): _call(call) for call in reversed(message.tool_calls)}.values())[::-1]
+    calls = _first_by_id(message.tool_calls, lambda call: call.id)
     if not text and not calls:
         return []
-    return [{"role": "assistant", "content": text or None, **({"tool_calls": calls} if calls else {})}]
+    turn: Json = {"role": "assistant", "content": text or None}
+    return [turn | {"tool_calls": [_call(call) for call in calls]} if calls else turn]
 
 
 def _call(call: ToolCall) -> Json:
@@ -117,14 +125,21 @@ def _call(call: ToolCall) -> Json:
 
 
 def _tool(message: Message, timezone: str, cap: int) -> list[Json]:
-    first = {ret.tool_call_id: ret for ret in reversed(message.tool_returns)}
     return [
         {
             "role": "tool", "tool_call_id": _short(ret.tool_call_id),
             "content": package(ret, message.created_at, timezone, cap),
         }
-        for ret in reversed(first.values())
+        for ret in _first_by_id(message.tool_returns, lambda ret: ret.tool_call_id)
     ]  # fmt: skip
+
+
+def _first_by_id(items: Sequence[T], id_of: Callable[[T], str]) -> Sequence[T]:
+    """Of several with one id the first counts (spec §1.2)."""
+    first: dict[str, T] = {}
+    for item in items:
+        first.setdefault(id_of(item), item)
+    return list(first.values())
 
 
 def _approval(message: Message, timezone: str, cap: int) -> list[Json]:
@@ -133,7 +148,19 @@ def _approval(message: Message, timezone: str, cap: int) -> list[Json]:
 
 
 def _short(call_id: str) -> str:
-    return call_id[:MAX_CALL_ID]
+    """The id as this wire takes it. Long ones often differ at their end only (`functions.get_weather_forecast:1`)."""
+    if len(call_id) <= MAX_CALL_ID:
+        return call_id
+    mark = blake2s(call_id.encode("utf-8", "replace"), digest_size=4).hexdigest()
+    return f"{call_id[:SHOWN_OF_ID]}_{mark}"
+
+
+def _encode(value: Any) -> bytes:
+    """JSON; half of a surrogate pair, as a tool's result may hold one, becomes a question mark."""
+    try:
+        return _encoder.encode(value)
+    except UnicodeEncodeError:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 _FRAGMENTS: Mapping[str, Callable[[Message, str, int], list[Json]]] = {
@@ -184,7 +211,7 @@ def is_reasoner(model: str) -> bool:
 
 def _tool_schema(tool: ToolSchema, settings: Mapping[str, Any]) -> Json:
     function: Json = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
-    if settings.get("strict"):
+    if settings.get("strict") and not is_free(tool.parameters):
         function |= {"strict": True, "parameters": strict(tool.parameters)}
     return {"type": "function", "function": function}
 
@@ -206,11 +233,25 @@ def strict(schema: Any) -> Any:
     return result
 
 
+def is_free(schema: Any) -> bool:
+    """Whether a schema takes objects with properties it does not name; strict mode refuses such a tool."""
+    if isinstance(schema, list):
+        return any(map(is_free, schema))
+    if not isinstance(schema, dict):
+        return False
+    free = schema.get("type") == "object" and not isinstance(schema.get("properties"), dict)
+    return free or bool(schema.get("additionalProperties")) or any(map(is_free, schema.values()))
+
+
 def _nullable(schema: Any) -> Any:
+    """The schema, taking null as well."""
     kind = schema.get("type") if isinstance(schema, dict) else None
-    if not isinstance(kind, str) or kind == "null":
+    kinds = kind if isinstance(kind, list) else [kind]
+    if "null" in kinds:
         return schema
-    nullable = schema | {"type": [kind, "null"]}
+    if kind is None or "const" in schema:
+        return {"anyOf": [schema, {"type": "null"}]}
+    nullable = schema | {"type": [*kinds, "null"]}
     return nullable | {"enum": [*schema["enum"], None]} if "enum" in schema else nullable
 
 

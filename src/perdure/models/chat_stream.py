@@ -75,7 +75,10 @@ class Reading:
             chunk = decoded(data)
         except (ValueError, RecursionError) as error:
             shown = data[:200].decode("utf-8", "replace")
-            raise ModelError(f"{self._where} sent something that is not its protocol.", shown) from error
+            raise ModelError(
+                f"{self._where} sent something that is not its protocol. Check that its address is that of the API.",
+                shown,
+            ) from error
         if chunk.error or chunk.object == "error":  # vLLM used to send the error itself as the event
             bare = {"message": chunk.message, "code": chunk.code}
             raise fault_in_stream(chunk.error or bare, self._where)

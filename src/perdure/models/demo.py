@@ -6,14 +6,14 @@ the system message shows, and does sums; so a newcomer sees memory, tools and st
 
 import ast
 import asyncio
+import json
 import operator
 import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 
-import msgspec
-
 from perdure.domain.messages import Message, Text, ToolCall, Usage, text_of
+from perdure.domain.packaging import cut
 from perdure.domain.ports import Answer, CallPiece, ModelRequest, Piece, TextPiece
 from perdure.domain.records import ModelInfo
 
@@ -24,15 +24,18 @@ INFO = ModelInfo(
 LABEL = "I am the demo: a script, not a language model."
 HINT = "Set OPENAI_API_KEY, OLLAMA_BASE_URL or another provider and restart to talk to a real one."
 MAX_TEXT = 2_000
+MAX_SUM = 200
 WORD_PAUSE = 0.01
+LONGEST_ANSWER = 2.0
+"""Seconds that the pauses of one answer may take together."""
 
 REMEMBER = re.compile(r"^\s*(?:please\s+)?(?:remember|note|memorize)\s+(?:that\s+)?(.+)$", re.IGNORECASE | re.DOTALL)
 FACT = re.compile(r"^\s*((?:my name is|i am called|call me|i like|i live in|i work)\b.+)$", re.IGNORECASE | re.DOTALL)
 RECALL = re.compile(
     r"\b(recall|what do you (know|remember)|do you remember|who am i|what('s| is) my name)\b", re.IGNORECASE
 )
-SUM = re.compile(r"(?:what(?:'s| is)|calculate|compute|how much is)?\s*([-+*/%^().\d\s]{3,60})\??\s*$", re.IGNORECASE)
-VALUE = re.compile(r"<([^<>/\n]{1,50})>\n<description>.*?<value>\n(.*?)\n</value>", re.DOTALL)
+SUM = re.compile(r"(?:what(?:'s| is)|calculate|compute|how much is)?\s*+([-+*/%().0-9 ]{3,60}+)\??\s*+$", re.IGNORECASE)
+BLOCK = re.compile(r"<([^<>/\n][^<>\n]{0,49})>\n<description>")
 
 Saying = str | ToolCall
 
@@ -70,9 +73,10 @@ class DemoModel:
             yield CallPiece(said.id, None, said.arguments)
             yield Answer(content=(), tool_calls=(said,), finish="tool_calls", usage=usage)
             return
-        for word in re.findall(r"\S+\s*", said):
+        words = re.findall(r"\s*\S+\s*", said)
+        for word in words:
             yield TextPiece(word)
-            await asyncio.sleep(self._pause)
+            await asyncio.sleep(min(self._pause, LONGEST_ANSWER / len(words)))
         yield Answer(content=(Text(said),), tool_calls=(), finish="stop", usage=usage)
 
 
@@ -100,7 +104,7 @@ def _fact(text: str) -> str | None:
 
 def _remember(fact: str, request: ModelRequest) -> Saying:
     """A call of the memory tool at hand, on the block about the human or the first one there is."""
-    tools, blocks = {tool.name for tool in request.tools}, dict(VALUE.findall(request.system))
+    tools, blocks = {tool.name for tool in request.tools}, shown_blocks(request.system)
     label = "human" if "human" in blocks else next(iter(blocks), None)
     if label is None:
         return f"I have no memory block to note that in. Create the agent with one, such as 'human'. {LABEL}"
@@ -109,7 +113,8 @@ def _remember(fact: str, request: ModelRequest) -> Saying:
         ("core_memory_append", {"label": label, "content": fact}),
     ):
         if name in tools:
-            return ToolCall(f"call_{uuid.uuid4().hex[:24]}", name, msgspec.json.encode(arguments).decode())
+            written = json.dumps(arguments, ensure_ascii=False)
+            return ToolCall(f"call_{uuid.uuid4().hex[:24]}", name, written.encode("utf-8", "replace").decode())
     return f"I have no memory tool to note that with. Attach memory_insert to this agent. {LABEL}"
 
 
@@ -122,8 +127,24 @@ def _after_tool(message: Message) -> str:
 
 
 def _recall(request: ModelRequest) -> str:
-    known = [f"{label}: {value.strip()}" for label, value in VALUE.findall(request.system) if value.strip()]
+    blocks = shown_blocks(request.system)
+    known = [f"{label}: {cut(value.strip(), MAX_TEXT)}" for label, value in blocks.items() if value.strip()]
     return "This is in my memory:\n" + "\n".join(known) if known else f"My memory is empty. {LABEL}"
+
+
+def shown_blocks(system: str) -> dict[str, str]:
+    """The memory blocks in a system message, by label. What looks like one inside another's value is none."""
+    blocks: dict[str, str] = {}
+    end = 0
+    for head in BLOCK.finditer(system):
+        if head.start() < end:
+            continue
+        start = system.find("<value>\n", head.end()) + len("<value>\n")
+        end = system.find("\n</value>", start)
+        if start < head.end() or end < 0:
+            break
+        blocks.setdefault(head[1], system[start:end])
+    return blocks
 
 
 _OPERATORS: Mapping[type[ast.AST], Callable[..., float]] = {
@@ -135,15 +156,17 @@ LARGEST = 1e15
 
 def calculate(text: str) -> str | None:
     """The value of a sum of numbers and + - * / % ( ); None if it is none, or grows too large."""
+    if len(text) > MAX_SUM:
+        return None
     try:
         value = _value(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, ValueError, TypeError, KeyError, ArithmeticError, RecursionError, MemoryError):
         return None
-    return f"{value:.10g}"
+    return f"{value + 0:.15g}"  # zero has no sign here
 
 
 def _value(node: ast.AST) -> float:
-    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
         value = float(node.value)
     elif isinstance(node, ast.BinOp):
         value = _OPERATORS[type(node.op)](_value(node.left), _value(node.right))

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
+from perdure.domain.errors import ModelError
 from perdure.models.openai import OpenAIProvider
 
 USUAL = (
@@ -25,14 +26,15 @@ async def probe_local(
 
 
 async def _probe(name: str, port: int, provider_type: str) -> OpenAIProvider | None:
-    provider = OpenAIProvider(name, f"http://127.0.0.1:{port}/v1", None, provider_type=provider_type)
+    provider, found = OpenAIProvider(name, f"http://127.0.0.1:{port}/v1", None, provider_type=provider_type), False
     try:
         async with asyncio.timeout(PATIENCE):
             _, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.close()
-            if await provider.list_models():
-                return provider
-    except Exception:  # noqa: S110  # whatever listens there and is no model server is none of our business
-        pass
-    await provider.close()
-    return None
+            found = bool(await provider.list_models())
+    except (OSError, TimeoutError, ModelError):
+        pass  # whatever listens there and is no model server is none of our business
+    finally:
+        if not found:
+            await provider.close()
+    return provider if found else None

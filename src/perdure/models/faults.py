@@ -65,7 +65,7 @@ def _kind(status: int, told: str) -> tuple[type[ModelError], str]:
     if status in (503, 529):
         return ModelOverloaded, "It is overloaded; wait a little and send again."
     if 300 <= status < 400:
-        return ModelError, "It sends callers elsewhere, which is not followed; set this provider's address to that place."
+        return ModelError, "It sends callers elsewhere; set the address of this provider to the right place."
     if 400 <= status < 500:
         return ModelBadRequest, "It refuses the request; the detail says why."
     return ModelError, "The fault is on its side; send again later."

@@ -175,7 +175,8 @@ class Client:
                 str(error),
             ) from error
         except (aiohttp.ClientError, OSError) as error:
-            raise self._clean(ModelError(f"The connection to {self.name} broke off. Send again.", str(error))) from error
+            broken = ModelError(f"The connection to {self.name} broke off. Send again.", str(error))
+            raise self._clean(broken) from error
 
     def _clean(self, error: ModelError) -> ModelError:
         """The same error without our key, which a provider may have quoted."""

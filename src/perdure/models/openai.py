@@ -12,10 +12,10 @@ from aiohttp import ClientResponse
 from perdure.domain.errors import ModelBadRequest, ModelError, ModelTimeout
 from perdure.domain.ports import Model, ModelRequest, Piece
 from perdure.domain.records import ModelInfo
-from perdure.models.chat_events import DONE, is_whole
+from perdure.models.chat_events import is_whole
 from perdure.models.chat_request import Dialect, Encoder, is_reasoner
 from perdure.models.chat_stream import Reading
-from perdure.models.http import Client
+from perdure.models.http import Client, Sleep
 from perdure.models.sse import Splitter
 
 WINDOWS: Mapping[str, int] = {
@@ -46,12 +46,12 @@ class OpenAIProvider:
     def __init__(
         self, name: str, base_url: str, api_key: str | None, *, provider_type: str = "openai",
         endpoint_type: str = "openai", official: bool = False, headers: Mapping[str, str] | None = None,
-        idle: float = 600.0,
+        idle: float = 600.0, sleep: Sleep = asyncio.sleep,
     ):
         self.name, self.provider_type, self._endpoint_type = name, provider_type, endpoint_type
         key = "".join((api_key or "").split())  # pasted with a line end, it is no header
         sent = dict(headers or {}) | ({"authorization": f"Bearer {key}"} if key else {})
-        self.client = Client(name, base_url, sent, idle=idle)
+        self.client = Client(name, base_url, sent, idle=idle, sleep=sleep)
         self.encoder = Encoder()
         self.dialect = Dialect(official=official)
 
@@ -122,7 +122,9 @@ class ChatModel:
         async with provider.client.post("/chat/completions", body) as response:
             chunk = await self._first(response)
             if not is_stream(chunk):
-                chunk = b"data:%b\n\ndata:%b\n\n" % (b" ".join(chunk.splitlines()), DONE)
+                for piece in reading.read(chunk):
+                    yield piece
+                reading.over = True
             while chunk and not reading.over:
                 for data in splitter.feed(chunk):
                     for piece in reading.read(data):

@@ -4,9 +4,8 @@ Above it are the renderings in `api`, below it the loop in `agent`. It knows not
 """
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import structlog
@@ -14,7 +13,17 @@ import structlog
 from perdure.agent.loop import run_turn
 from perdure.agent.turn import Ports, Turn
 from perdure.domain.clock import Clock
-from perdure.domain.errors import Conflict, ContextOverflow, Fenced, ModelEmptyResponse, ModelError, NotFound
+from perdure.domain.errors import (
+    Conflict,
+    ContextOverflow,
+    Fenced,
+    Invalid,
+    ModelEmptyResponse,
+    ModelError,
+    NotFound,
+    PerdureError,
+    Unavailable,
+)
 from perdure.domain.events import RunEnded, RunStarted
 from perdure.domain.ids import new_id
 from perdure.domain.messages import Message, Text, Usage, text_of
@@ -30,6 +39,7 @@ log = structlog.get_logger()
 BEAT = timedelta(seconds=5)
 LEASE = timedelta(seconds=30)
 """A run whose worker has not been heard of for this long is ended by another one."""
+OUSTED = "The run was ended from outside: its agent was deleted, or another process took it over. Read the run's state."
 
 
 class Ongoing:
@@ -38,6 +48,17 @@ class Ongoing:
     def __init__(self, run: Run):
         self.run, self.channel = run, Channel()
         self.task: asyncio.Task[None] | None = None
+        self.ending = False
+
+    def cancel(self) -> None:
+        """Stop the work, unless it is ending: how a run ended must be recorded and told whoever else cancels it."""
+        # Not at once: a task that is cancelled before its first step never gets to record anything.
+        asyncio.get_running_loop().call_soon(self._cancel)
+
+    def _cancel(self) -> None:
+        if self.task and not self.ending:
+            self.ending = True
+            self.task.cancel()
 
 
 class Executor:
@@ -48,6 +69,7 @@ class Executor:
         self._contexts = ContextCache(store.contexts)
         self._ports = Ports(store, toolbox, clock, self._commit)
         self._ongoing: dict[str, Ongoing] = {}
+        self._unrecorded: dict[str, tuple[Run, Step | None]] = {}
         self._pulse: asyncio.Task[None] | None = None
 
     async def start(self, order: Order) -> Ongoing:
@@ -73,6 +95,8 @@ class Executor:
         if order.override_model is None:
             return None
         info = await self._models.find(order.override_model)
+        if info.kind != "llm":
+            raise Invalid(f"{info.handle} is an embedding model. Name a model that talks; GET /v1/models/ lists them.")
         return self._models.open(info.handle, info.context_window)
 
     async def _carry_out(self, ongoing: Ongoing, order: Order, accepted: Accepted, override: Model | None) -> None:
@@ -83,11 +107,13 @@ class Executor:
             turn = self._turn(ongoing.run, context, order, override)
             ended = await run_turn(turn, self._ports, ongoing.channel.emit)
         except asyncio.CancelledError:
-            ended = await self._fail(ongoing.run, order, turn, None, "cancelled")
+            ended = await self._fail(ongoing, order, turn, None, "cancelled")
+        except Fenced:
+            ended = await self._fail(ongoing, order, turn, Conflict(OUSTED), "error")
         except Exception as error:  # every failure of a run is recorded and told, not only those we foresee
             if not isinstance(error, ModelError):
                 log.error("run failed", run_id=ongoing.run.id, exc_info=error)
-            ended = await self._fail(ongoing.run, order, turn, error, stop_reason_of(error))
+            ended = await self._fail(ongoing, order, turn, error, stop_reason_of(error))
         finally:
             self._ongoing.pop(ongoing.run.id, None)
         ongoing.channel.emit(ended)
@@ -109,24 +135,37 @@ class Executor:
         committed = await self._store.runs.commit(commit)
         turn.context = self._contexts.advance(turn.context, commit, committed)
 
-    async def _fail(self, run: Run, order: Order, turn: Turn | None, error: Exception | None, stop: str) -> RunEnded:
+    async def _fail(
+        self, ongoing: Ongoing, order: Order, turn: Turn | None, error: Exception | None, stop: str
+    ) -> RunEnded:
         """End the run in the database, with the step that failed, and make the closing event."""
+        ongoing.ending, run = True, ongoing.run
         usage = turn.usage if turn else Usage()
         steps = turn.step_count if turn else 0
         now = self._clock.now()
         metadata = dict(run.metadata)
         if error is not None:
             metadata["error"] = describe(error)
-        if steps == 0:
+        if turn is None or turn.new:  # no step has saved the input
             metadata["rejected_input"] = [text_of(m.content)[:2000] for m in order.messages]
         ended = msgspec.structs.replace(
             run, status="cancelled" if stop == "cancelled" else "failed", stop_reason=stop, completed_at=now,
             usage=usage, metadata=metadata, total_duration_ns=int((now - run.created_at).total_seconds() * 1e9),
         )  # fmt: skip
         self._contexts.forget(run.context_id)
-        with contextlib.suppress(Fenced):  # another worker has ended it already
-            await asyncio.shield(self._store.runs.end(ended, _failed_step(turn, error, stop, now)))
+        await self._end(ended, _failed_step(turn, error, stop, now))
         return RunEnded(stop, usage, steps, turn.context_tokens if turn else None, error)
+
+    async def _end(self, run: Run, step: Step | None) -> None:
+        """Record how a run ended. If the database is away, the pulse tries again: the context is taken until then."""
+        try:
+            await self._store.runs.end(run, step)
+        except Fenced:
+            log.info("a run was ended by another worker, or deleted with its agent", run_id=run.id)
+        except Exception as error:  # whatever it is, readers must be told that the run is over
+            log.error("could not record how a run ended", run_id=run.id, exc_info=error)
+            if isinstance(error, Unavailable):
+                self._unrecorded[run.id] = (run, step)
 
     async def cancel(self, agent_id: str, run_ids: Sequence[str] | None = None) -> dict[str, str]:
         """Cancel these runs of an agent, or all that are under way; answers `cancelled` or `failed` for each.
@@ -146,7 +185,7 @@ class Executor:
         """Stop a run of this process and wait until that is recorded."""
         ongoing = self._ongoing.get(run_id)
         if ongoing and ongoing.task and ongoing.run.agent_id == agent_id:
-            ongoing.task.cancel()
+            ongoing.cancel()
             await asyncio.wait([ongoing.task])
             return "cancelled"
         try:
@@ -157,29 +196,35 @@ class Executor:
 
     async def recover(self) -> int:
         """End runs that a dead worker left open; answers how many. Their requests stay readable in their rows."""
-        older_than = self._clock.now() if self._store.exclusive else self._clock.now() - LEASE
+        # Of an exclusive database every open run is a dead one, even if the clock has been set back since.
+        older_than = datetime.max.replace(tzinfo=UTC) if self._store.exclusive else self._clock.now() - LEASE
         return await self._store.runs.interrupt(
             older_than, "The server stopped while this run was under way. Send the message again."
         )
 
     async def drain(self, seconds: float) -> None:
         """Let runs finish for so long, then cancel the rest and wait until each is recorded."""
-        tasks = [ongoing.task for ongoing in self._ongoing.values() if ongoing.task]
+        begun = list(self._ongoing.values())
+        tasks = [ongoing.task for ongoing in begun if ongoing.task]
         if tasks:
-            _, late = await asyncio.wait(tasks, timeout=seconds)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+            await asyncio.wait(tasks, timeout=seconds)
+            for ongoing in begun:
+                ongoing.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         if self._pulse:
             self._pulse.cancel()
             self._pulse = None
 
     async def _beat(self) -> None:
-        """Renew the leases of this process's runs while it has any."""
-        while self._ongoing:
+        """Renew the leases of this process's runs while it has any, and record ends that could not be recorded."""
+        while self._ongoing or self._unrecorded:
             await asyncio.sleep(BEAT.total_seconds())
-            if self._ongoing:
+            for run_id in list(self._unrecorded):
+                await self._end(*self._unrecorded.pop(run_id))
+            try:
                 await self._store.runs.beat(list(self._ongoing), self._clock.now())
+            except PerdureError as error:  # the next beat may come through; until then the leases last
+                log.warning("could not renew the leases of runs", reason=str(error))
         self._pulse = None
 
 

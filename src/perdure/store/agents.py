@@ -24,7 +24,7 @@ from perdure.domain.records import Agent, AgentState, Block, Tool
 from perdure.store import blocks as block_rows
 from perdure.store import contexts as context_rows
 from perdure.store import tools as tool_rows
-from perdure.store.codec import encode, micros, moment
+from perdure.store.codec import encode, micros, moment, text_or_none
 from perdure.store.database import Database
 from perdure.store.links import attach, blocks_of, bump, detach, detach_all, mark, marked, tools_of
 from perdure.store.paging import Order, page_of
@@ -138,12 +138,11 @@ class SqlAgents:
 
 
 def _row_of(tenant: str, agent: Agent) -> dict[str, Any]:
-    extra = agent.extra
+    echoed = ("project_id", "template_id", "base_template_id", "created_by_id")
     return {
         "id": agent.id, "tenant_id": tenant, "name": agent.name, "created_at": micros(agent.created_at),
-        "updated_at": micros(agent.updated_at), "project_id": extra.get("project_id"),
-        "template_id": extra.get("template_id"), "base_template_id": extra.get("base_template_id"),
-        "created_by_id": extra.get("created_by_id"), "body": encode(agent),
+        "updated_at": micros(agent.updated_at), "body": encode(agent),
+        **{field: text_or_none(agent.extra.get(field)) for field in echoed},
     }  # fmt: skip
 
 

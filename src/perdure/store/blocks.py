@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Connection, Select, delete, false, insert,
 from perdure.domain.errors import Conflict, NotFound
 from perdure.domain.ports import BlockQuery, Page
 from perdure.domain.records import Block
-from perdure.store.codec import encode, micros, plain
+from perdure.store.codec import encode, micros, plain, text_or_none
 from perdure.store.database import Database
 from perdure.store.links import bump, count_of_agents, mark, marked, read_block, with_block
 from perdure.store.paging import Order, page_of
@@ -72,8 +72,8 @@ def row_of(tenant: str, block: Block) -> dict[str, Any]:
     extra = block.extra
     return {
         "id": block.id, "tenant_id": tenant, "label": block.label, "value": block.value,
-        "description": block.description, "template_name": extra.get("template_name"),
-        "is_template": bool(extra.get("is_template")), "project_id": extra.get("project_id"),
+        "description": block.description, "template_name": text_or_none(extra.get("template_name")),
+        "is_template": bool(extra.get("is_template")), "project_id": text_or_none(extra.get("project_id")),
         "created_at": micros(block.created_at), "updated_at": micros(block.updated_at), "version": block.version,
         "body": encode(msgspec.structs.replace(block, value="")),
     }  # fmt: skip

@@ -38,6 +38,11 @@ def plain(text: str) -> str:
     return text.replace("\0", "").encode("utf-8", "replace").decode()
 
 
+def text_or_none(value: Any) -> str | None:
+    """A value that was stored only to be echoed, if it is text that can stand in a column."""
+    return value if isinstance(value, str) else None
+
+
 def micros(moment: datetime) -> int:
     """Microseconds since 1970, exactly. A naive moment is taken as UTC."""
     if moment.tzinfo is None:

@@ -47,14 +47,14 @@ Inbox = SimpleQueue[Job | None]
 
 
 class Lane:
-    """Threads that serve one queue. `serve(inbox)` is a thread's whole life; it ends when it takes a None."""
+    """Threads that serve one queue. Each of `lives` is what a thread does with it, until it takes a None."""
 
-    def __init__(self, name: str, threads: int, serve: Callable[[Inbox], None]):
+    def __init__(self, name: str, lives: Sequence[Callable[[Inbox], None]]):
         self._inbox: Inbox = SimpleQueue()
         self._closed = False
         self._threads = [
-            threading.Thread(target=serve, args=(self._inbox,), name=f"perdure-{name}-{n}", daemon=True)
-            for n in range(threads)
+            threading.Thread(target=live, args=(self._inbox,), name=f"perdure-{name}-{n}", daemon=True)
+            for n, live in enumerate(lives)
         ]
         for thread in self._threads:
             thread.start()

@@ -96,11 +96,12 @@ def _open_sqlite(
             undo.callback(release)
             sqlite.create(path)
             _upgrade_file(path, migrations, backups or path.parent / "backups", clock)
+            db = sqlite.open_file(path, synchronous, release)
         except (OSError, DBAPIError, sqlite.Error) as error:
             cause = error.orig if isinstance(error, DBAPIError) else error
             raise Unavailable(f"Cannot open the database {path}: {cause}. Check the path and its rights.") from error
         undo.pop_all()
-        return sqlite.open_file(path, synchronous, release)
+        return db
 
 
 def _upgrade_file(path: Path, migrations: Migrations, backups: Path, clock: Clock) -> None:

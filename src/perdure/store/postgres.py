@@ -5,6 +5,9 @@ whole unit is done again on a new connection; if COMMIT itself is cut nobody kno
 Above is `open.py`, beside it `sqlite.py`.
 """
 
+import random
+import time
+from functools import partial
 from typing import Any
 
 from psycopg import IsolationLevel
@@ -24,7 +27,7 @@ CONNECT_SECONDS = 5
 def open_server(url: URL, threads: int) -> Database:
     """The database at `url`, already migrated, used by so many connections at most."""
     made = engine(url)
-    lane = Lane("postgres", threads, lambda inbox: _serve(made, inbox))
+    lane = Lane("postgres", [partial(_serve, made)] * threads)
     return Database((made,), writers=lane, readers=lane, on_close=lambda: None)
 
 
@@ -63,9 +66,12 @@ class Session:
             if job.error is None:
                 return
             broken = _is_broken(job.error) and kept_connection and not committing
-            if not left or not (broken or _collided(job.error)):
+            collided = _collided(job.error)
+            if not left or not (broken or collided):
                 job.error = _translated(job.error, committing)
                 return
+            if collided:  # or the same two would collide again
+                time.sleep(random.uniform(0.002, 0.02))  # noqa: S311
 
     def _attempt(self, job: Job) -> bool:
         """One transaction; answers whether its COMMIT was sent."""

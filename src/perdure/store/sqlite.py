@@ -9,6 +9,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -35,8 +36,8 @@ def open_file(path: Path, synchronous: str, release: Callable[[], None]) -> Data
     reading = engine(path, "query_only=ON")
     return Database(
         (writing, reading),
-        writers=Lane("writer", 1, lambda inbox: _write(writing, inbox)),
-        readers=Lane("reader", READERS, lambda inbox: _read(reading, inbox)),
+        writers=Lane("writer", [partial(_write, writing.connect())]),
+        readers=Lane("reader", [partial(_read, reading.connect()) for _ in range(READERS)]),
         on_close=release,
     )
 
@@ -45,7 +46,10 @@ def engine(path: Path, *pragmas: str) -> Engine:
     """An engine whose driver begins no transactions: `transaction` does."""
     made = create_engine(
         f"sqlite:///{path}", poolclass=NullPool,
-        connect_args={"timeout": BUSY_SECONDS, "isolation_level": None, "cached_statements": 256},
+        # Opened where failures can be told, then used by one thread each.
+        connect_args={
+            "timeout": BUSY_SECONDS, "isolation_level": None, "cached_statements": 256, "check_same_thread": False,
+        },
     )  # fmt: skip
 
     def connected(raw: sqlite3.Connection, _record: Any) -> None:
@@ -114,9 +118,9 @@ def back_up(path: Path, folder: Path, revision: str, now: datetime) -> Path:
     return copy
 
 
-def _write(writing: Engine, inbox: Inbox) -> None:
+def _write(connection: Connection, inbox: Inbox) -> None:
     """The writing thread."""
-    with writing.connect() as connection:
+    with connection:
         going = True
         while going:
             group, going = _next_group(inbox)
@@ -124,7 +128,8 @@ def _write(writing: Engine, inbox: Inbox) -> None:
             if wanted:
                 _commit_group(connection, wanted)
                 deliver(wanted)
-        raw_of(connection).execute("PRAGMA optimize")
+        with contextlib.suppress(sqlite3.Error):  # only advice to the query planner
+            raw_of(connection).execute("PRAGMA optimize")
 
 
 def _next_group(inbox: Inbox) -> tuple[list[Job], bool]:
@@ -179,9 +184,9 @@ def _run_each(connection: Connection, group: Sequence[Job]) -> None:
         raw.execute("RELEASE job")
 
 
-def _read(reading: Engine, inbox: Inbox) -> None:
+def _read(connection: Connection, inbox: Inbox) -> None:
     """A reading thread."""
-    with reading.connect() as connection:
+    with connection:
         while (job := inbox.get()) is not None:
             if job.future.cancelled():
                 continue

@@ -77,6 +77,8 @@ def _parameters(schema: Any) -> Schema:
 
 
 def _parsed(source_code: str) -> ast.Module:
+    if "\0" in source_code:  # told by the parser as a syntax error, a value error or not at all, by its version
+        raise Invalid("The source is not Python: it holds null bytes.")
     try:
         return ast.parse(source_code)
     except SyntaxError as error:

@@ -1,0 +1,35 @@
+"""What tests of models share: the twin of a model server, providers that talk to it, and an ear for their pieces."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from hearing import Pauses
+from twin import Twin
+
+from perdure.models.openai import OpenAIProvider
+
+KEY = "sk-a-key-that-nobody-may-see"
+
+
+@pytest.fixture
+async def twin(anyio_backend: str) -> AsyncIterator[Twin]:
+    """A model server on a free port."""
+    twin = Twin()
+    # Without it the twin would not notice that a client has gone.
+    await twin.server.start_server(handler_cancellation=True, shutdown_timeout=0.1)
+    yield twin
+    await twin.server.close()
+
+
+@pytest.fixture
+def pauses() -> Pauses:
+    """The pauses a client made before it asked again; none of them takes any time."""
+    return Pauses()
+
+
+@pytest.fixture
+async def provider(twin: Twin, pauses: Pauses) -> AsyncIterator[OpenAIProvider]:
+    """A provider of the twin's models, with a key and a second's patience."""
+    provider = OpenAIProvider("twin", twin.base_url, KEY, idle=1.0, sleep=pauses)
+    yield provider
+    await provider.close()
