@@ -6,7 +6,7 @@ sends with `send` or `stream`, and looks at what came back in plain JSON.
 
 import json as encoding
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,17 +26,24 @@ class Cast:
 
     def __init__(self) -> None:
         self._turns: deque[Say] = deque()
+        self._reply: Callable[[ModelRequest], Say] | None = None
         self.requests: list[ModelRequest] = []
 
     def __call__(self, request: ModelRequest) -> Say:
         """The next turn."""
         self.requests.append(request)
+        if self._reply:
+            return self._reply(request)
         assert self._turns, f"the story has no turn left for {request.messages[-1]!r}"
         return self._turns.popleft()
 
     def play(self, *turns: Say) -> None:
         """Add turns."""
         self._turns.extend(turns)
+
+    def improvise(self, reply: Callable[[ModelRequest], Say]) -> None:
+        """From now on let this function answer every request of the story."""
+        self._reply = reply
 
     def left(self) -> int:
         """How many turns were not played."""
@@ -46,6 +53,7 @@ class Cast:
         """Forget a story that is over."""
         self._turns.clear()
         self.requests.clear()
+        self._reply = None
 
 
 @dataclass(frozen=True)

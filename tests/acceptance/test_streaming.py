@@ -9,7 +9,12 @@ import letta_client
 import pytest
 from acceptance.stage import Frames, Stage, types_of
 
+from perdure.api.sse import Rendering, stream
+from perdure.domain.clock import SystemClock
 from perdure.domain.errors import ModelEmptyResponse, ModelRateLimited, ModelTimeout
+from perdure.domain.events import RunEnded
+from perdure.domain.messages import Usage
+from perdure.runs.channel import Channel
 from perdure.testing import Call, Say
 
 pytestmark = pytest.mark.anyio
@@ -25,9 +30,9 @@ async def opened(stage: Stage, agent: str, **fields: Any) -> aiohttp.ClientRespo
     return await stage.http.post(url, json={"input": "hi", "streaming": True, **fields})
 
 
-async def next_frame(stream: aiohttp.ClientResponse) -> Any:
+async def next_frame(response: aiohttp.ClientResponse) -> Any:
     """The next data frame of an open stream."""
-    async for line in stream.content:
+    async for line in response.content:
         if line.startswith(b"data: "):
             return json.loads(line[6:])
     return None
@@ -54,6 +59,19 @@ async def test_a39_without_pings(stage: Stage) -> None:
     agent = await stage.agent()
     frames = await stage.stream(agent, "hi", Say("Hello."), include_pings=False)
     assert frames.types == ["assistant_message", *END]
+
+
+async def test_a39_a_long_silence() -> None:
+    """While nothing happens a ping is sent again and again, so that nobody takes the connection for dead."""
+    channel = Channel()
+    rendering = Rendering("run-1", SystemClock(), tokens=False, pings=True, types=None)
+    frames = stream(channel.batches(quiet=0.01), rendering)
+    silence = Frames(b"".join([await anext(frames) for _ in range(3)]).decode())
+    assert silence.types == ["ping"] * 3
+    assert {ping["run_id"] for ping in silence.data} == {"run-1"}
+    channel.emit(RunEnded("end_turn", Usage(), 1))
+    rest = Frames(b"".join([frame async for frame in frames]).decode())
+    assert (rest.types, rest.done) == (END, True)
 
 
 async def test_a40_words_as_they_come(stage: Stage) -> None:
@@ -142,13 +160,11 @@ async def test_a44_as_the_sdk_sees_it(stage: Stage) -> None:
     agent = await stage.agent()
     stage.play(Say("Hello"), Say(fail=ModelRateLimited("Slow down.")))
     async with letta_client.AsyncLetta(base_url=stage.running.base_url, max_retries=0) as sdk:
-        kinds = [
-            frame.message_type
-            async for frame in await sdk.agents.messages.stream(agent, input="hi", stream_tokens=True)
-        ]
-        assert kinds == ["ping", "assistant_message", *END]
+        whole = await sdk.agents.messages.create(agent, input="hi", streaming=True, stream_tokens=True)
+        assert [frame.message_type async for frame in whole] == ["ping", "assistant_message", *END]
+        broken = await sdk.agents.messages.create(agent, input="hi", streaming=True, stream_tokens=True)
         with pytest.raises(letta_client.APIStatusError) as failure:
-            _ = [frame async for frame in await sdk.agents.messages.stream(agent, input="hi", stream_tokens=True)]
+            _ = [frame async for frame in broken]
     assert failure.value.status_code == 200
     assert isinstance(failure.value.body, dict)
     assert failure.value.body["error_type"] == "llm_rate_limit"
@@ -215,9 +231,9 @@ async def test_a46_a_reader_that_goes_away(stage: Stage) -> None:
     agent = await stage.agent()
     gate = asyncio.Event()
     stage.play(Say("Hello.", gate=gate))
-    stream = await opened(stage, agent)
-    run_id = (await next_frame(stream))["run_id"]
-    stream.close()
+    response = await opened(stage, agent)
+    run_id = (await next_frame(response))["run_id"]
+    response.close()
     gate.set()
     await ended(stage, run_id)
     assert types_of(await stage.history(agent)) == ["user_message", "assistant_message"]
@@ -235,10 +251,10 @@ async def test_a64_cancelled_in_the_middle(stage: Stage) -> None:
     """A cancelled stream ends with its stop reason and [DONE]; the step before stays, the unfinished one is gone."""
     agent = await stage.agent(memory_blocks=HUMAN)
     stage.play(Say(calls=[INSERT]), Say("never", hang=True))
-    stream = await opened(stage, agent)
-    frames = [await next_frame(stream) for _ in range(3)]
+    response = await opened(stage, agent)
+    frames = [await next_frame(response) for _ in range(3)]
     cancelled = await stage.call("POST", f"/v1/agents/{agent}/messages/cancel", {})
-    rest = Frames((await stream.read()).decode())
+    rest = Frames((await response.read()).decode())
     run_id = frames[0]["run_id"]
     assert (cancelled.status, cancelled.json) == (200, {run_id: "cancelled"})
     assert (rest.data, rest.done) == ([{"message_type": "stop_reason", "stop_reason": "cancelled"}], True)

@@ -1,22 +1,19 @@
 """What tests of models share: the twin of a model server, providers that talk to it, and an ear for their pieces."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 
 import pytest
-from hearing import Pauses
+from hearing import KEY, Pauses
 from twin import Twin
 
 from perdure.models.openai import OpenAIProvider
-
-KEY = "sk-a-key-that-nobody-may-see"
 
 
 @pytest.fixture
 async def twin(anyio_backend: str) -> AsyncIterator[Twin]:
     """A model server on a free port."""
     twin = Twin()
-    # Without it the twin would not notice that a client has gone.
-    await twin.server.start_server(handler_cancellation=True, shutdown_timeout=0.1)
+    await twin.server.start_server(shutdown_timeout=0.1)
     yield twin
     await twin.server.close()
 

@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
 
+import pytest
+
+from perdure.domain.errors import ModelError
 from perdure.domain.messages import Message, Role, Text
 from perdure.domain.ports import Answer, CallPiece, Model, ModelRequest, Piece, ReasoningPiece, TextPiece
 from perdure.domain.records import ModelInfo
 from perdure.models.openai import OpenAIProvider
 
+KEY = "sk-a-key-that-nobody-may-see"
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 INFO = ModelInfo(
     handle="twin/m", name="m", provider_name="twin", provider_type="openai", endpoint_type="openai"
@@ -80,3 +84,10 @@ async def hear(model: Model | OpenAIProvider, request: ModelRequest | None = Non
     assert isinstance(answer, Answer)
     assert not any(isinstance(piece, Answer) for piece in fragments)
     return Heard(fragments, answer)
+
+
+async def fails(model: Model | OpenAIProvider, request: ModelRequest | None = None) -> ModelError:
+    """The error that a request ends with."""
+    with pytest.raises(ModelError) as raised:
+        await hear(model, request)
+    return raised.value

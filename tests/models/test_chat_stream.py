@@ -138,20 +138,16 @@ def test_two_calls_without_index_or_id_in_one_chunk() -> None:
           "completion_tokens_details": {"reasoning_tokens": 1, "audio_tokens": 0}}, Usage(9, 2, 11, 8, None, 1)),
         ({"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": None}, Usage(9, 2, 11)),
         ({"prompt_tokens": 10**30, "completion_tokens": -5}, Usage(2**31 - 1, 0, 2**31 - 1)),
+        ({"prompt_tokens": 10**30, "completion_tokens": 7}, Usage(2**31 - 1, 7, 2**31 - 1)),
         (None, Usage(10, 1, 11)),
         ({"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, Usage(10, 1, 11)),
         ("many", Usage(10, 1, 11)),
     ],
-    ids=["full", "no total", "odd numbers", "details", "null details", "absurd", "null", "zeros", "no count at all"],
+    ids=["full", "no total", "odd numbers", "details", "null details", "absurd", "absurd in sum", "null", "zeros", "no count at all"],
 )  # fmt: skip
 def test_usage(usage: Any, expected: Usage) -> None:
     """The server's count is the truth; without one the bytes are counted, four to a token (40 sent, 5 said)."""
-    last = delta("stop", content="Hello") | {"usage": usage}
-    answer = read(last)[1]
-    found = answer.usage
-    assert found.prompt_tokens == expected.prompt_tokens
-    assert min(found.total_tokens, 2**31 - 1) == expected.total_tokens
-    assert found == expected or usage == {"prompt_tokens": 10**30, "completion_tokens": -5}
+    assert read(delta("stop", content="Hello") | {"usage": usage})[1].usage == expected
 
 
 def test_the_last_usage_counts() -> None:
@@ -190,7 +186,7 @@ def test_an_empty_answer_says_what_to_do(finish: str, advice: str) -> None:
         read(delta(finish, reasoning="Hm."))
 
 
-@pytest.mark.parametrize("event", [{"choices": []}, {"choices": None}, {}, {"x": 1}, " ", "null-free"[:0]])
+@pytest.mark.parametrize("event", [{"choices": []}, {"choices": None}, {}, {"x": 1}, " ", ""])
 def test_events_without_words_say_nothing(event: Any) -> None:
     """Azure opens with an empty list of choices; keep-alives may have no data at all."""
     assert read(event, delta("stop", content="Hello"), event)[1].content == (Text("Hello"),)

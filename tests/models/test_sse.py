@@ -74,7 +74,7 @@ def test_refuses_an_event_over_the_limit(chunks: list[bytes]) -> None:
 def test_refuses_a_stream_without_end() -> None:
     """Small events, or comments, that never stop are an answer without end."""
     splitter = Splitter(total=100)
-    assert len([data for _ in range(10) for data in splitter.feed(b"data: a\n\n:")]) == 10
+    assert len([data for _ in range(10) for data in splitter.feed(b"data: a\n\n\n")]) == 10
     with pytest.raises(ModelError, match="did not end within 100 bytes"):
         list(splitter.feed(b":"))
 

@@ -5,7 +5,7 @@ It knows nothing of models; it sends the bytes it was given and keeps what it wa
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +18,13 @@ JSON = {"content-type": "application/json"}
 
 @dataclass(frozen=True)
 class Reply:
-    """Bytes to send, and how it ends: `end` (properly), `cut` (the line drops), `hang` (nothing more, line open)."""
+    """Bytes to send, and how it ends: `end` (properly), `hang` (nothing more, line open), `cut` (the line drops)."""
 
     chunks: Iterable[bytes] = ()
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=lambda: SSE)
     end: str = "end"
+    """`drop` drops the line before anything was sent."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Asked:
     path: str
     headers: Mapping[str, str]
     body: bytes
+    port: int
+    """Where it came from: requests over one connection have the same."""
 
     @property
     def json(self) -> Any:
@@ -63,8 +66,13 @@ class Twin:
         self._replies = list(replies)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        self.asked.append(Asked(request.method, request.path, request.headers, await request.read()))
+        assert request.transport is not None
+        port = request.transport.get_extra_info("peername")[1]
+        self.asked.append(Asked(request.method, request.path, request.headers, await request.read(), port))
         reply = self._replies.pop(0) if len(self._replies) > 1 else self._replies[0]
+        if reply.end == "drop":
+            request.transport.abort()
+            return web.Response()
         response = web.StreamResponse(status=reply.status, headers=reply.headers)
         await response.prepare(request)
         try:
@@ -127,8 +135,3 @@ def body(value: Any, status: int = 200, headers: Mapping[str, str] = JSON) -> Re
 def refusal(status: int, message: str = "no", headers: Mapping[str, str] | None = None, **fields: Any) -> Reply:
     """An error as OpenAI words it."""
     return body({"error": {"message": message, **fields}}, status, {**JSON, **(headers or {})})
-
-
-def names(asked: Sequence[Asked]) -> list[str]:
-    """Paths that were asked for, in order."""
-    return [one.path for one in asked]

@@ -1,26 +1,19 @@
 """The store's tests run on both databases: each test that takes `store` or `url` runs twice."""
 
+import asyncio
 import shutil
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent))  # tests/postgres.py is shared with other folders
-
-from postgres import TestServer, postgres, postgres_url
+from postgres import TestServer
 
 from perdure.store import SqlStore, open_store
-
-__all__ = ["postgres", "postgres_url"]
 
 
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated SQLite file to copy; migrating anew for each test would take longer than most tests."""
-    import asyncio
-
     path = tmp_path_factory.mktemp("template") / "perdure.db"
 
     async def migrate() -> None:
@@ -29,12 +22,6 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     asyncio.run(migrate())
     return path
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    """The server runs on asyncio only."""
-    return "asyncio"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -12,7 +12,7 @@ from perdure.agent.calls import Calls
 from perdure.agent.rules import is_terminal, outstanding
 from perdure.agent.turn import Emit, Ports, Turn
 from perdure.domain.clock import local_time
-from perdure.domain.errors import StaleBlock
+from perdure.domain.errors import Conflict, StaleBlock
 from perdure.domain.events import RunEnded, StepCommitted
 from perdure.domain.ids import new_id
 from perdure.domain.messages import Message, Text
@@ -20,11 +20,12 @@ from perdure.domain.ports import Answer, StepCommit
 from perdure.domain.records import Run, Step
 
 STATUS = {"max_tokens_exceeded": "failed", "invalid_tool_call": "failed"}
-TRIES_ON_STALE_BLOCKS = 5
+TRIES_ON_STALE_BLOCKS = 100
+"""Many, because every lost race means that somebody else's edit was saved: dozens of agents may share a block."""
 
 
 async def run_turn(turn: Turn, ports: Ports, emit: Emit) -> RunEnded:
-    """Carry a request to its end. Raises a ModelError, Fenced; what was committed before stays."""
+    """Carry a request to its end. Raises a ModelError, Fenced, Conflict; what was committed before stays."""
     for number in range(1, turn.options.max_steps + 1):
         step_id, message_id = new_id("step"), new_id("message")
         answer = await ask(turn, step_id, message_id, emit)
@@ -52,7 +53,7 @@ async def _act_and_commit(
             continue
         turn.new, turn.blocks, turn.history = [], calls.blocks_after(), calls.history_after()
         return made, stop
-    raise StaleBlock("The memory blocks of this step kept changing while it was saved. Send the message again.")
+    raise Conflict("The memory blocks of this step kept changing while it was saved. Send the message again.")
 
 
 def _stop_reason(turn: Turn, answer: Answer, calls: Calls, *, last: bool) -> str | None:

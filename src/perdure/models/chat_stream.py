@@ -192,7 +192,7 @@ class Reading:
             prompt, completion = self._prompt_bytes // CHARACTERS_PER_TOKEN, sum(map(len, told)) // CHARACTERS_PER_TOKEN
             return Usage(prompt, completion, prompt + completion)
         return Usage(
-            prompt, completion, _count(said.total_tokens) or prompt + completion,
+            prompt, completion, _count(said.total_tokens) or _count(prompt + completion) or 0,
             _count(said.prompt_tokens_details.cached_tokens) if said.prompt_tokens_details else None, None,
             _count(said.completion_tokens_details.reasoning_tokens) if said.completion_tokens_details else None,
         )  # fmt: skip

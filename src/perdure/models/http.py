@@ -140,10 +140,8 @@ class Client:
         coding = response.headers.get("content-encoding", "identity")
         if coding.lower() != "identity":
             response.release()
-            raise ModelError(
-                f"{self.name} compressed its answer, though it was asked not to. Switch compression off there.",
-                f"content-encoding: {coding[:40]}",
-            )
+            advice = f"{self.name} compressed its answer, though it was asked not to. Switch compression off there."
+            raise self._clean(ModelError(advice, f"content-encoding: {coding[:80]}"))
         return response
 
     async def _told(self, response: aiohttp.ClientResponse) -> bytes:

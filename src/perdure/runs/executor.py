@@ -21,6 +21,7 @@ from perdure.domain.errors import (
     ModelEmptyResponse,
     ModelError,
     NotFound,
+    NotImplementedYet,
     PerdureError,
     Unavailable,
 )
@@ -37,6 +38,8 @@ from perdure.runs.order import Order
 log = structlog.get_logger()
 
 BEAT = timedelta(seconds=5)
+LEGACY = ("memgpt_agent", "memgpt_v2_agent", "split_thread_agent", "voice_convo_agent", "voice_sleeptime_agent")
+"""Agent types whose answers are tool calls (spec §1.8); run on the current loop they would seem to say nothing."""
 LEASE = timedelta(seconds=30)
 """A run whose worker has not been heard of for this long is ended by another one."""
 OUSTED = "The run was ended from outside: its agent was deleted, or another process took it over. Read the run's state."
@@ -111,7 +114,7 @@ class Executor:
         except Fenced:
             ended = await self._fail(ongoing, order, turn, Conflict(OUSTED), "error")
         except Exception as error:  # every failure of a run is recorded and told, not only those we foresee
-            if not isinstance(error, ModelError):
+            if not isinstance(error, PerdureError):
                 log.error("run failed", run_id=ongoing.run.id, exc_info=error)
             ended = await self._fail(ongoing, order, turn, error, stop_reason_of(error))
         finally:
@@ -119,6 +122,11 @@ class Executor:
         ongoing.channel.emit(ended)
 
     def _turn(self, run: Run, context: Context, order: Order, override: Model | None) -> Turn:
+        if context.agent.agent_type in LEGACY:
+            raise NotImplementedYet(
+                f"Agents of type {context.agent.agent_type} need the older loop, which this version does not have. "
+                "Create the agent as letta_v1_agent."
+            )
         handle, window = context.agent.model, int(context.agent.llm.get("context_window") or 0)
         system, recompiled = _system(context)
         stamped = [
