@@ -46,7 +46,7 @@ async def both(anyio_backend: str, cast: Cast, database_url: str | None) -> Asyn
     """A server on either database. Image URLs may lead to this machine, where the tests serve them."""
     other = ScriptedProvider(ScriptedModel(cast, LARGE), ScriptedModel(cast, EMBEDDER), name="other")
     async with testing.server(
-        script=cast, providers=[other], database_url=database_url, egress_allow=["127.0.0.1"]
+        script=cast, providers=[other], database_url=database_url, egress_allow=["127.0.0.1"], max_body_bytes=2**19
     ) as running:
         yield running
 

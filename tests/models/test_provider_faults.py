@@ -3,7 +3,7 @@
 
 import pytest
 from hearing import INFO, Pauses, fails, hear
-from twin import HELLO, SSE, Reply, Twin, body, delta, refusal, streamed
+from twin import HELLO, JSON, SSE, Reply, Twin, body, delta, refusal, streamed
 
 from perdure.domain.errors import (
     ContextOverflow,
@@ -54,6 +54,29 @@ async def test_a_refusal_is_told_at_once(
     assert error.detail.startswith(detail)
     assert len(error.detail) <= 2000
     assert len(twin.asked) == 1
+
+
+async def test_an_error_told_in_pieces(twin: Twin, provider: OpenAIProvider) -> None:
+    """The words of an error count wherever the network cut them."""
+    twin.play(Reply([b'{"error": {"mess', b'age": "bad ', b'field"}}'], 400, JSON))
+    assert (await fails(provider)).detail == "bad field"
+
+
+@pytest.mark.parametrize("end", ["hang", "cut"])
+async def test_an_error_that_is_not_told_to_its_end(end: str, twin: Twin) -> None:
+    """The status is known, so the error is; nobody waits long for its words."""
+    twin.play(Reply([b"too man"], 400, JSON, end=end))
+    provider = OpenAIProvider("twin", twin.base_url, None, idle=0.1)
+    error = await fails(provider)
+    assert type(error) is ModelBadRequest
+    assert error.detail in ("too man", "HTTP 400")
+    await provider.close()
+
+
+async def test_an_endless_error(twin: Twin, provider: OpenAIProvider) -> None:
+    """Of an error's body only the beginning is read."""
+    twin.play(Reply((b"x" * 2**16 for _ in iter(int, 1)), 400, JSON))
+    assert (await fails(provider)).detail == "x" * 2000
 
 
 @pytest.mark.parametrize(

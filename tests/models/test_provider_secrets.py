@@ -55,3 +55,12 @@ async def test_an_address_that_is_none(pauses: Pauses) -> None:
         provider = OpenAIProvider("odd", url, key, sleep=pauses)
         assert "Check" in str(await fails(provider)) or "broke off" in str(await fails(provider))
         await provider.close()
+
+
+@pytest.mark.parametrize("room", [4, 9, len(KEY)])
+async def test_no_part_of_the_key_is_left_where_words_are_cut(twin: Twin, provider: OpenAIProvider, room: int) -> None:
+    """A complaint is cut to a length; a key that stands across the cut goes as a whole."""
+    for reply in (refusal(400, "x" * (2000 - room) + KEY), streamed("x" * (200 - room) + KEY)):
+        twin.play(reply)
+        error = await fails(provider)
+        assert KEY[:4] not in error.detail

@@ -30,6 +30,8 @@ DRAIN_PATIENCE = 0.05
 MAX_BODY = 16 * 2**20
 LARGE = 2**18
 SHORTEST_SECRET = 8
+SHORTEST_SHOWN = 3
+"""Characters of a secret at the end of a text that could as well be any others."""
 
 
 class Client:
@@ -44,7 +46,7 @@ class Client:
         # Answers may be taken uncompressed only: a small one could otherwise unfold to any size.
         self._headers = dict(headers) | {"accept-encoding": "identity"}
         self._secrets = secrets_in([*headers.values(), urlsplit(self._root).password or ""])
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=idle)
+        self._timeout = aiohttp.ClientTimeout(total=None, connect=connect, sock_connect=connect, sock_read=idle)
         self._opened: aiohttp.ClientSession | None = None
 
     @property
@@ -179,8 +181,8 @@ class Client:
     def _clean(self, error: ModelError) -> ModelError:
         """The same error without our key, which a provider may have quoted."""
         for secret in self._secrets:
-            error.detail = error.detail.replace(secret, "***")
-            error.args = tuple(str(word).replace(secret, "***") for word in error.args)
+            error.detail = masked(error.detail, secret)
+            error.args = tuple(masked(str(word), secret) for word in error.args)
         return error
 
     async def close(self) -> None:
@@ -194,6 +196,13 @@ def secrets_in(values: list[str]) -> list[str]:
     """What of header values must not be shown: each, and the word after its scheme; short ones are no secrets."""
     words = {word for value in values for word in (value, value.rpartition(" ")[2])}
     return sorted((word for word in words if len(word) >= SHORTEST_SECRET), key=len, reverse=True)
+
+
+def masked(text: str, secret: str) -> str:
+    """The text without the secret, nor the beginning of one at its end: what is shown was cut to a length before."""
+    text = text.replace(secret, "***")
+    left = next((n for n in range(len(secret) - 1, SHORTEST_SHOWN, -1) if text.endswith(secret[:n])), 0)
+    return f"{text[: len(text) - left]}***" if left else text
 
 
 def without_password(url: str) -> str:
