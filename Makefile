@@ -13,7 +13,7 @@ RECENT := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11 python,\
 	$(shell $(name) -c '$(RECENT)' >/dev/null 2>&1 && echo $(name))))
 
-.PHONY: help run test lint types pytest bench conformance lock clean
+.PHONY: help run test lint types pytest bench conformance lock clean shared-is-here
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -35,12 +35,10 @@ types: $(VENV)/dev.stamp  ## Check types
 pytest: $(VENV)/dev.stamp  ## Run the tests only, e.g. make pytest ARGS="tests/api -x"
 	@$(BIN)/pytest -n $(JOBS) $(ARGS)
 
-bench: $(VENV)/dev.stamp  ## Measure Perdure beside a bare proxy (needs ../shared)
-	@$(need-shared)
+bench: shared-is-here $(VENV)/dev.stamp  ## Measure Perdure beside a bare proxy (needs ../shared)
 	@$(BIN)/python benchmarks/run.py $(ARGS)
 
-conformance: $(VENV)/dev.stamp  ## Compare a server with the recorded transcripts (needs ../shared)
-	@$(need-shared)
+conformance: shared-is-here $(VENV)/dev.stamp  ## Compare a server with the recorded transcripts (needs ../shared)
 	@$(BIN)/python tests/conformance/run.py $(ARGS)
 
 lock:  ## Renew requirements/dev.txt from the ranges in pyproject.toml
@@ -59,7 +57,7 @@ $(VENV)/run.stamp: pyproject.toml $(LOCK)
 	@$(need-python)
 	@echo 'Setting up $(VENV) (once; under a minute) ...'
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install -c $(LOCK) hatchling editables
+	@$(PIP) install -c $(LOCK) hatchling
 	@$(PIP) install -c $(LOCK) --no-build-isolation -e .
 	@touch $@
 
@@ -80,9 +78,8 @@ elif ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
 fi
 endef
 
-define need-shared
-if [ ! -d "$(SHARED)" ]; then \
-	echo '$(SHARED) is not here: transcripts and benchmark harness are kept beside the repository. Set PERDURE_SHARED.' >&2; \
-	exit 2; \
-fi
-endef
+shared-is-here:
+	@if [ ! -d "$(SHARED)" ]; then \
+		echo '$(SHARED) is not here: the transcripts and the benchmark harness are kept beside the repository.' >&2; \
+		echo 'Put them there, or set PERDURE_SHARED to where they are.' >&2; exit 2; \
+	fi

@@ -76,7 +76,8 @@ async def assembled(
             store=store, models=models, toolbox=toolbox, executor=executor, clock=clock,
             fetch_image=egress_of(settings).fetch_image, password=settings.password,
         )  # fmt: skip
-        yield Program(create_app(deps, max_body=settings.max_body_bytes), store, models, executor)
+        app = create_app(deps, max_body=settings.max_body_bytes, hosts=settings.allowed_hosts)
+        yield Program(app, store, models, executor)
 
 
 async def providers_of(settings: Settings, port: int) -> list[Provider]:

@@ -116,6 +116,9 @@ class Settings(BaseModel):
     discover: bool = Field(True, description="Look for local model servers on their usual loopback ports.")
     demo: bool = Field(True, description="Offer the embedded demo model `demo/demo`.")
     model_timeout_seconds: float = Field(600, gt=0, description="Longest silence of a model before it counts as lost.")
+    allowed_hosts: Words = Field(
+        [], description="Names, besides those of loopback, that clients reach a server without a password by."
+    )
     egress_allow: Words = Field(
         [], description="Private hosts, addresses or CIDR ranges that image URLs may lead to; none by default."
     )

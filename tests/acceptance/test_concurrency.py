@@ -1,13 +1,17 @@
 """Many at once: on one agent, side by side, and on one block (behaviour spec §6.1, §7.1 and §11, 62)."""
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import aiohttp
 import pytest
 from acceptance.stage import Reply, Stage, types_of
 
+from perdure.domain.ids import new_id
+from perdure.domain.messages import text_of
 from perdure.domain.ports import ModelRequest
+from perdure.domain.records import Run
 from perdure.testing import Call, Say, server
 
 pytestmark = pytest.mark.anyio
@@ -104,6 +108,39 @@ async def test_an_agent_deleted_under_way(stage: Stage) -> None:
     answer = await sending
     assert (answer.status, "agent was deleted" in answer["detail"]) == (409, True)
     assert (await stage.get(f"/v1/runs/{run_id}")).status == 404
+
+
+async def test_a_worker_given_up_for_dead(stage: Stage) -> None:
+    """A run that another process took for dead changes nothing any more, and whoever waits for it is told."""
+    agent = await stage.agent(memory_blocks=[{"label": "human", "value": ""}])
+    gate = asyncio.Event()
+    sending = asyncio.create_task(stage.send(agent, "one", Say(calls=[insert("one")], gate=gate)))
+    run_id = await begun(stage, agent)
+    later = datetime.now(UTC) + timedelta(minutes=1)
+    assert await stage.running.store.runs.interrupt(later, "Its worker is gone.") == 1
+    assert (await stage.send(agent, "two", Say("2"))).stop == "end_turn"
+    gate.set()
+    answer = await sending
+    assert (answer.status, "another process took it over" in answer["detail"]) == (409, True)
+    assert [message["content"] for message in await stage.history(agent)] == ["two", "2"]
+    assert await stage.block(agent, "human") == ""
+    run = (await stage.get(f"/v1/runs/{run_id}")).json
+    assert (run["status"], run["metadata"]["error"]["message"]) == ("failed", "Its worker is gone.")
+    await stage.send(agent, "three", Say("3"))
+    assert [text_of(m.content) for m in stage.requests[-1].messages] == ["two", "2", "three"]
+
+
+async def test_a_run_without_a_worker(stage: Stage) -> None:
+    """A run whose worker was not heard of for longer than its lease is ended; its agent is free again."""
+    agent = await stage.agent()
+    begin = datetime.now(UTC) - timedelta(seconds=31)
+    run = Run(id=new_id("run"), agent_id=agent, context_id=agent, created_at=begin)
+    await stage.running.store.runs.accept(run, b'{"input": "hi"}')
+    assert (await stage.send(agent, "hi")).status == 409
+    assert await stage.running.program.executor.recover() == 1
+    ended = (await stage.get(f"/v1/runs/{run.id}")).json
+    assert (ended["status"], ended["stop_reason"]) == ("failed", "error")
+    assert (await stage.send(agent, "hi", Say("Hello."))).stop == "end_turn"
 
 
 async def test_an_agent_changed_under_way(stage: Stage) -> None:

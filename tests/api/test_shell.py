@@ -199,3 +199,21 @@ async def test_hostile_queries(client: Any, path: str, status: int) -> None:
     answer = await client.get(path)
     assert answer.status == status
     assert status != 200 or answer.json == []
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8283", 200), ("localhost", 200), ("LOCALHOST:1", 200), ("[::1]:8283", 200), ("[::1]", 200),
+        ("agents.lan", 200), ("evil.example:8283", 403), ("127.0.0.1.evil.example", 403), ("[::2]:8283", 403),
+    ],
+)  # fmt: skip
+async def test_a_server_without_a_password_answers_only_under_its_own_names(
+    deps: Any, host: str, status: int
+) -> None:
+    """So that no web page reads a local server through a name of its own (DNS rebinding); health is open."""
+    async with serving(create_app(deps, hosts=["agents.lan"])) as base, aiohttp.ClientSession() as session:
+        async with session.get(f"{base}/v1/agents/", headers={"Host": host}) as answer:
+            assert answer.status == status
+        async with session.get(f"{base}/v1/health/", headers={"Host": host}) as answer:
+            assert answer.status == 200

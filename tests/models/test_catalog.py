@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from hearing import AT, asking, hear
@@ -24,7 +24,7 @@ class Watch:
     def __init__(self) -> None:
         self.time = AT
 
-    def now(self):  # type: ignore[no-untyped-def]  # a datetime
+    def now(self) -> datetime:
         return self.time
 
     def forward(self, seconds: float) -> None:
@@ -38,10 +38,11 @@ class Listing(ScriptedProvider):
         super().__init__(name=name)
         self.names, self.asked, self.closed = list(models), 0, False
         self.fails: ModelError | None = None
-        self.hangs = False
+        self.hangs, self.begun = False, asyncio.Event()
 
     async def list_models(self) -> list[ModelInfo]:
         self.asked += 1
+        self.begun.set()
         await asyncio.Event().wait() if self.hangs else await asyncio.sleep(0)
         if self.fails:
             raise self.fails
@@ -166,8 +167,7 @@ async def test_the_first_asker_may_go_away() -> None:
     provider.hangs = True
     catalog = Catalog([provider])
     first, second = (asyncio.create_task(catalog.find("p/m")) for _ in range(2))
-    while not provider.asked:
-        await asyncio.sleep(0)
+    await provider.begun.wait()
     provider.hangs = False
     first.cancel()
     assert (await second).handle == "p/m"

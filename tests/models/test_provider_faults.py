@@ -1,6 +1,5 @@
 """What goes wrong on the way to a model and back: each fault has its error, its retries, and its end."""
 
-
 import pytest
 from hearing import INFO, Pauses, fails, hear
 from twin import HELLO, JSON, SSE, Reply, Twin, body, delta, refusal, streamed
@@ -105,9 +104,7 @@ async def test_a_pause_that_is_none_is_replaced_by_ours(
 
 
 @pytest.mark.parametrize("asked", ["60", "inf", "1e300"])
-async def test_a_long_pause_is_not_waited_for(
-    asked: str, twin: Twin, provider: OpenAIProvider, pauses: Pauses
-) -> None:
+async def test_a_long_pause_is_not_waited_for(asked: str, twin: Twin, provider: OpenAIProvider, pauses: Pauses) -> None:
     """Asked to come back in a minute, we tell the caller now instead of asking too early."""
     twin.play(refusal(429, "slow down", {"retry-after": asked}))
     assert type(await fails(provider)) is ModelRateLimited

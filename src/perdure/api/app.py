@@ -3,7 +3,7 @@
 Given its collaborators by `main`; nothing is made on import but the routes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -51,8 +51,8 @@ def routers() -> Sequence[APIRouter]:
     ]
 
 
-def create_app(deps: Deps, *, max_body: int = MAX_BODY) -> ASGIApp:
-    """The ASGI application over these collaborators. `max_body` in bytes."""
+def create_app(deps: Deps, *, max_body: int = MAX_BODY, hosts: Collection[str] = ()) -> ASGIApp:
+    """The ASGI application over these collaborators. `max_body` in bytes; `hosts`: names it is reached by."""
     app = FastAPI(
         title="Perdure",
         version=perdure.__version__,
@@ -69,7 +69,7 @@ def create_app(deps: Deps, *, max_body: int = MAX_BODY) -> ASGIApp:
     for kind in (PerdureError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _told)
     hot = Hot(app, "POST", sending.SEND_PATH, sending.send_hot)
-    return Shell(hot, roots_of(included), deps.password, max_body)
+    return Shell(hot, roots_of(included), deps.password, max_body, hosts)
 
 
 async def _told(request: Request, error: Exception) -> Response:

@@ -22,16 +22,21 @@ log = structlog.get_logger()
 
 MAX_BODY = 32 * 1024 * 1024
 OPEN_PATHS = ("/v1/health", "/v1/ready")
+OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 WITH_BODY = ("POST", "PUT", "PATCH")
 EXPECTED = (PerdureError, HTTPException, RequestValidationError)
 _USER = pattern("user")
 
 
 class Shell:
-    """Wraps the application. `roots` are the paths whose own form ends in a slash."""
+    """Wraps the application. `roots`: paths whose own form ends in a slash; `hosts`: names beside those of loopback."""
 
-    def __init__(self, app: ASGIApp, roots: Collection[str], password: str | None, max_body: int = MAX_BODY):
+    def __init__(
+        self, app: ASGIApp, roots: Collection[str], password: str | None, max_body: int = MAX_BODY,
+        hosts: Collection[str] = (),
+    ):
         self._app, self._roots, self._max_body = app, frozenset(roots), max_body
+        self._hosts = frozenset(name.lower() for name in hosts)
         self._password = password.encode() if password else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,6 +58,7 @@ class Shell:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         path = self._canonical(scope)
+        self._check_host(path, headers)
         self._authorize(path, headers)
         _check_user(headers)
         scope = {**scope, "path": path, "raw_path": path.encode()}
@@ -74,6 +80,23 @@ class Shell:
             path = "/v1" + path.removeprefix("/latest")
         bare = path.rstrip("/") or "/"
         return f"{bare}/" if f"{bare}/" in self._roots else bare
+
+    def _check_host(self, path: str, headers: Headers) -> None:
+        """Without a password, answer only under names that are ours.
+
+        A page of another site can point a name of its own at this machine (DNS rebinding) and would then read the
+        answers; what it cannot do is send another name than its own.
+        """
+        if self._password is not None or path.rstrip("/") in OPEN_PATHS:
+            return
+        host = headers.get("host", "").lower()
+        name = host if host.endswith("]") else host.rpartition(":")[0] or host
+        if name and name not in self._hosts and name not in OWN_NAMES:
+            raise HTTPException(
+                403,
+                f"This server is not known as {name!r}. Add that name to the setting `allowed_hosts`, or set a "
+                "password (`server_password`).",
+            )
 
     def _authorize(self, path: str, headers: Headers) -> None:
         """Raises Unauthorized unless the request shows the password, where there is one."""

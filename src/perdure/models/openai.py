@@ -60,9 +60,11 @@ class OpenAIProvider:
         body = await self.client.get("/models")
         try:
             listed = msgspec.json.decode(body)
-            rows = listed["data"] if isinstance(listed, dict) else listed
-            return [self._info(row) for row in rows or () if self._is_offered(row)]
-        except (ValueError, RecursionError, KeyError, TypeError) as error:
+            rows = (listed["data"] or []) if isinstance(listed, dict) else listed
+            if not isinstance(rows, list):
+                raise ValueError("there is no list of models in it")
+            return [self._info(row) for row in rows if self._is_offered(row)]
+        except (ValueError, RecursionError, KeyError) as error:
             raise ModelError(f"{self.name} did not list its models in the form of this API.", str(error)) from error
 
     def _is_offered(self, row: Any) -> bool:

@@ -38,6 +38,7 @@ from perdure.runs.order import Order
 log = structlog.get_logger()
 
 BEAT = timedelta(seconds=5)
+"""How often leases are renewed."""
 LEGACY = ("memgpt_agent", "memgpt_v2_agent", "split_thread_agent", "voice_convo_agent", "voice_sleeptime_agent")
 """Agent types whose answers are tool calls (spec §1.8); run on the current loop they would seem to say nothing."""
 LEASE = timedelta(seconds=30)
@@ -67,8 +68,8 @@ class Ongoing:
 class Executor:
     """Starts runs and sees them through."""
 
-    def __init__(self, store: Store, models: Models, toolbox: Toolbox, clock: Clock):
-        self._store, self._models, self._clock = store, models, clock
+    def __init__(self, store: Store, models: Models, toolbox: Toolbox, clock: Clock, beat: timedelta = BEAT):
+        self._store, self._models, self._clock, self._beat_every = store, models, clock, beat
         self._contexts = ContextCache(store.contexts)
         self._ports = Ports(store, toolbox, clock, self._commit)
         self._ongoing: dict[str, Ongoing] = {}
@@ -226,7 +227,7 @@ class Executor:
     async def _beat(self) -> None:
         """Renew the leases of this process's runs while it has any, and record ends that could not be recorded."""
         while self._ongoing or self._unrecorded:
-            await asyncio.sleep(BEAT.total_seconds())
+            await asyncio.sleep(self._beat_every.total_seconds())
             for run_id in list(self._unrecorded):
                 await self._end(*self._unrecorded.pop(run_id))
             try:
