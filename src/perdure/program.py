@@ -35,6 +35,7 @@ log = structlog.get_logger()
 
 HOMES = {"openai": "https://api.openai.com/v1", "openrouter": "https://openrouter.ai/api/v1"}
 """Where providers are that need only a key."""
+SWEEP = LEASE.total_seconds() / 2
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,11 @@ class Program:
 
 @contextlib.asynccontextmanager
 async def assembled(
-    settings: Settings, providers: Sequence[Provider], clock: Clock | None = None
+    settings: Settings, providers: Sequence[Provider], clock: Clock | None = None, *, sweep: float | None = SWEEP
 ) -> AsyncIterator[Program]:
     """Everything between the settings and the application, ready to serve; taken apart at the end.
 
+    Every `sweep` seconds it looks for runs of dead processes, if others can work on the database (None: never).
     Raises SettingsError, and what `open_store` does: Invalid, SchemaTooNew, Unavailable.
     """
     clock = clock or SystemClock()
@@ -69,9 +71,8 @@ async def assembled(
         executor = Executor(store=store, models=models, toolbox=toolbox, clock=clock)
         at_end.push_async_callback(executor.drain, 0)
         await end_orphans(executor)
-        if not store.exclusive:
-            sweep = asyncio.create_task(sweeping(executor, every=LEASE.total_seconds() / 2))
-            at_end.callback(sweep.cancel)
+        if sweep is not None and not store.exclusive:
+            at_end.callback(asyncio.create_task(sweeping(executor, every=sweep)).cancel)
         deps = Deps(
             store=store, models=models, toolbox=toolbox, executor=executor, clock=clock,
             fetch_image=egress_of(settings).fetch_image, password=settings.password,

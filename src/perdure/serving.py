@@ -121,12 +121,16 @@ class Server(uvicorn.Server):
 
 @contextlib.contextmanager
 def stopped_by_signals(server: Server) -> Iterator[None]:
-    """Ctrl-C, `kill` and the terminal's end stop the server in order; a second signal does not wait for runs."""
+    """Ctrl-C, `kill` and the terminal's end stop the server in order; a second signal does not wait for runs.
+
+    A signal that whoever started us has us ignore, as `nohup` does, stays ignored.
+    """
 
     def told(_signal: int, _frame: FrameType | None) -> None:
         server.stop()
 
-    before = {name: signal.signal(name, told) for name in STOPPING}
+    heeded = [name for name in STOPPING if signal.getsignal(name) is not signal.SIG_IGN]
+    before = {name: signal.signal(name, told) for name in heeded}
     try:
         yield
     finally:

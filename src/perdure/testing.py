@@ -74,7 +74,11 @@ async def server(
             data_dir=Path(home), database_url=_secret(database_url), server_password=_secret(password),
             **(usual | settings),
         )  # fmt: skip
-        async with assembled(chosen, [provider, *providers], clock) as program, _listening(program) as base_url:
+        # Nobody else works on a test's database; a sweep in the middle would only disturb what the test measures.
+        async with (
+            assembled(chosen, [provider, *providers], clock, sweep=None) as program,
+            _listening(program) as base_url,
+        ):
             yield Running(base_url, provider, program)
 
 

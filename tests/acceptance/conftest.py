@@ -1,9 +1,11 @@
 """One server per database for all stories; each story works on agents of its own and gives the model its turns."""
 
+import logging
 from collections.abc import AsyncIterator, Iterator
 
 import aiohttp
 import pytest
+import structlog
 from acceptance.stage import Cast, Stage
 from postgres import TestServer, postgres, postgres_url
 
@@ -21,6 +23,14 @@ EMBEDDER = ModelInfo(
     handle="other/embedder", name="embedder", provider_name="other", provider_type="openai", endpoint_type="openai",
     kind="embedding", embedding_dim=8,
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def quiet_logs() -> Iterator[None]:
+    """Failures that a story provokes are not told: printing a traceback with all its variables takes a second."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

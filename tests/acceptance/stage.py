@@ -89,8 +89,8 @@ class Frames:
 
     def __init__(self, text: str):
         self.text = text
-        self.names = [line[7:] for line in text.splitlines() if line.startswith("event: ")]
-        data = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
+        self.names = [line[7:] for line in text.split("\n") if line.startswith("event: ")]
+        data = [line[6:] for line in text.split("\n") if line.startswith("data: ")]
         self.done = data[-1:] == ["[DONE]"]
         self.data: list[Json] = [encoding.loads(line) for line in data if line != "[DONE]"]
 

@@ -209,27 +209,30 @@ async def test_one_block_of_many_agents(stage: Stage) -> None:
         said = request.messages[-1]
         return Say(calls=[insert(said.content[0].text)]) if said.role == "user" else Say("Noted.")  # type: ignore[union-attr]
 
-    async def work(agent: str) -> list[str]:
-        return [(await stage.send(agent, f"{agent} {n}")).stop for n in range(3)]
+    async def work(agent: str) -> list[int]:
+        return [(await stage.send(agent, f"{agent} {n}")).status for n in range(3)]
 
     stage.cast.improvise(by_agent)
-    stops = await asyncio.gather(*(work(agent) for agent in agents))
+    statuses = await asyncio.gather(*(work(agent) for agent in agents))
     value = (await stage.get(f"/v1/blocks/{block}"))["value"]
-    assert stops == [["end_turn"] * 3] * 12
+    assert statuses == [[200] * 3] * 12
     assert sorted(value.split("\n")) == sorted(["start", *lines])
 
 
 async def test_the_server_stops_in_the_middle() -> None:
     """A server that stops ends what is under way in order: the run is recorded, and whoever waits gets an answer."""
-    async with server(Say(hang=True)) as running, asyncio.timeout(10):
-        async with aiohttp.ClientSession(running.base_url) as http:
-            made = await (await http.post("/v1/agents/", json={"model": running.handle})).json()
-            sending = asyncio.create_task(http.post(f"/v1/agents/{made['id']}/messages", json={"input": "hi"}))
-            while not running.model.requests:
-                await asyncio.sleep(0.005)
-            await running.program.executor.drain(0)
-            answer = await sending
-            told = await answer.json()
-            runs = await (await http.get("/v1/runs/", params={"agent_id": made["id"]})).json()
+    async with (
+        asyncio.timeout(10),
+        server(Say(hang=True)) as running,
+        aiohttp.ClientSession(running.base_url) as http,
+    ):
+        made = await (await http.post("/v1/agents/", json={"model": running.handle})).json()
+        sending = asyncio.create_task(http.post(f"/v1/agents/{made['id']}/messages", json={"input": "hi"}))
+        while not running.model.requests:
+            await asyncio.sleep(0.005)
+        await running.program.executor.drain(0)
+        answer = await sending
+        told = await answer.json()
+        runs = await (await http.get("/v1/runs/", params={"agent_id": made["id"]})).json()
     assert (answer.status, told["stop_reason"]["stop_reason"]) == (200, "cancelled")
     assert [(run["status"], run["metadata"]["rejected_input"]) for run in runs] == [("cancelled", ["hi"])]

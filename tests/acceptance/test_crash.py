@@ -24,7 +24,8 @@ pytestmark = pytest.mark.anyio
 
 SETTINGS = {
     "PERDURE_LOG_FORMAT": "json", "PERDURE_DISCOVER": "false", "PERDURE_DEMO": "false", "NO_PROXY": "127.0.0.1",
-    "PYTHONPATH": str(Path(perdure.__file__).parents[1]), "PATH": os.environ["PATH"], "PERDURE_OPENAI_API_KEY": "unused",
+    "PYTHONPATH": str(Path(perdure.__file__).parents[1]), "PATH": os.environ["PATH"],
+    "PERDURE_OPENAI_API_KEY": "unused",
 }  # fmt: skip
 
 

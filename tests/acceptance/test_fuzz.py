@@ -21,7 +21,7 @@ from perdure.testing import Call, Running, Say, server
 
 pytestmark = pytest.mark.anyio
 
-EXAMPLES = 12
+EXAMPLES = 8
 MADE = settings(
     max_examples=EXAMPLES, derandomize=True, database=None, deadline=None, phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),

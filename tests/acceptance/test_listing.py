@@ -60,9 +60,7 @@ async def test_a71_pages_of_history(stage: Stage) -> None:
     assert await page(before=ids[3], limit=2) == ["one!", "two"]
     assert await page(after=ids[1], before=ids[4]) == ["two", "two!"]
     assert await page(after=ids[-1]) == []
-    unknown = await stage.get(
-        f"/v1/agents/{agent}/messages", after="message-00000000-0000-4000-8000-00000000dead"
-    )
+    unknown = await stage.get(f"/v1/agents/{agent}/messages", after="message-00000000-0000-4000-8000-00000000dead")
     assert unknown.status == 404
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from acceptance.stage import Reply, Stage
 
+from perdure.domain.messages import text_of
 from perdure.testing import Call, Say
 
 pytestmark = pytest.mark.anyio
@@ -142,3 +143,17 @@ async def test_resetting_hides_and_keeps(stage: Stage) -> None:
     assert "2 previous messages are stored in recall memory" in stage.requests[1].system
     assert "Ida" in result(answer)[1]
     assert len(await stage.history(agent)) == 6
+
+
+async def test_a_context_chosen_by_hand(stage: Stage) -> None:
+    """The messages that a client puts into the context are what the model sees, in that order; history keeps all."""
+    agent = await stage.agent()
+    for word in ("one", "two", "three"):
+        await stage.send(agent, word, Say(f"{word}!"))
+    system, *ids = await stage.context(agent)
+    state = await stage.call("PATCH", f"/v1/agents/{agent}", {"message_ids": [system, *ids[4:], *ids[:2]]})
+    assert state["message_ids"] == [system, *ids[4:], *ids[:2]]
+    await stage.send(agent, "four", Say("four!"))
+    seen = [text_of(message.content) for message in stage.requests[-1].messages]
+    assert seen == ["three", "three!", "one", "one!", "four"]
+    assert len(await stage.history(agent)) == 8

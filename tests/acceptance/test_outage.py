@@ -138,6 +138,7 @@ async def test_a_lease_that_cannot_be_renewed(store: SqlStore) -> None:
 
 async def renewed(store: SqlStore, run_id: str) -> bool:
     """Whether the run's heartbeat is younger than its beginning."""
+
     def look(conn: Connection) -> bool:
         row = conn.execute(select(runs.c.created_at, runs.c.heartbeat_at).where(runs.c.id == run_id)).one()
         return bool(row.heartbeat_at > row.created_at)

@@ -220,9 +220,7 @@ async def test_only_the_frames_asked_for(stage: Stage) -> None:
     for tokens in (False, True):
         turns = Say(think="Note.", calls=[INSERT]), Say("Noted.")
         wanted = ["tool_return_message"]
-        frames = await stage.stream(
-            agent, "hi", *turns, stream_tokens=tokens, include_return_message_types=wanted
-        )
+        frames = await stage.stream(agent, "hi", *turns, stream_tokens=tokens, include_return_message_types=wanted)
         assert frames.types == ["ping", "tool_return_message", *END]
 
 

@@ -1,5 +1,7 @@
 """What goes wrong on the way to a model and back: each fault has its error, its retries, and its end."""
 
+import asyncio
+
 import pytest
 from hearing import INFO, Pauses, fails, hear
 from twin import HELLO, JSON, SSE, Reply, Twin, body, delta, refusal, streamed
@@ -75,7 +77,8 @@ async def test_an_error_that_is_not_told_to_its_end(end: str, twin: Twin) -> Non
 async def test_an_endless_error(twin: Twin, provider: OpenAIProvider) -> None:
     """Of an error's body only the beginning is read."""
     twin.play(Reply((b"x" * 2**16 for _ in iter(int, 1)), 400, JSON))
-    assert (await fails(provider)).detail == "x" * 2000
+    async with asyncio.timeout(3):
+        assert (await fails(provider)).detail == "x" * 2000
 
 
 @pytest.mark.parametrize(

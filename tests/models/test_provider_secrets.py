@@ -40,6 +40,16 @@ async def test_a_password_in_the_address_is_never_shown(twin: Twin, pauses: Paus
     await provider.close()
 
 
+async def test_a_key_in_the_address_is_never_shown(twin: Twin, pauses: Pauses) -> None:
+    """Some gateways take the key as a part of the path."""
+    url = f"{twin.base_url}/{KEY}"
+    await twin.server.close()
+    provider = OpenAIProvider("twin", url, KEY, sleep=pauses)
+    assert str(await fails(provider)).startswith("twin cannot be reached at http://127.0.0.1:")
+    assert KEY not in str(await fails(provider))
+    await provider.close()
+
+
 async def test_a_key_with_a_line_end_is_that_key(twin: Twin) -> None:
     """Keys are pasted, from files with a last line end too."""
     twin.play(HELLO)

@@ -21,10 +21,14 @@ from perdure.models.openai import OpenAIProvider
 pytestmark = pytest.mark.anyio
 
 
-@pytest.mark.parametrize("said", [[], events(delta(content="Hel"), done=False)], ids=["silent", "amid"])
-async def test_a_provider_that_stops_talking(said: list[bytes], twin: Twin) -> None:
+@pytest.mark.parametrize(
+    "reply",
+    [Reply(end="mute"), Reply(end="hang"), Reply(events(delta(content="Hel"), done=False), end="hang")],
+    ids=["from the start", "after the headers", "amid"],
+)
+async def test_a_provider_that_stops_talking(reply: Reply, twin: Twin) -> None:
     """Silence longer than the idle time ends the call, before the first word or after, and is not tried again."""
-    twin.play(Reply(said, end="hang"))
+    twin.play(reply)
     provider = OpenAIProvider("twin", twin.base_url, None, idle=0.1)
     error = await fails(provider)
     assert type(error) is ModelTimeout
@@ -144,7 +148,7 @@ async def test_a_line_left_open_after_the_last_word(twin: Twin, provider: OpenAI
 
 async def test_a_connection_is_used_again(twin: Twin, provider: OpenAIProvider) -> None:
     """One after another, answers and errors come over one connection: no handshake for each."""
-    twin.play(HELLO, refusal(400, "no"), HELLO)
+    twin.play(Reply(HELLO.chunks, end="late"), refusal(400, "no"), HELLO)
     model = provider.open(INFO)
     await hear(model)
     await fails(provider)

@@ -72,6 +72,14 @@ def test_refuses_an_event_over_the_limit(chunks: list[bytes]) -> None:
         split(chunks, Splitter(limit=12))
 
 
+def test_refuses_a_line_without_end() -> None:
+    """Nor does a line have to end before it is too long."""
+    splitter = Splitter(limit=12)
+    assert list(splitter.feed(b"data: 123456")) == []
+    with pytest.raises(ModelError, match="an event of more than 12 bytes"):
+        list(splitter.feed(b"7"))
+
+
 def test_refuses_a_stream_without_end() -> None:
     """Small events, or comments, that never stop are an answer without end."""
     splitter = Splitter(total=100)

@@ -24,7 +24,7 @@ class Reply:
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=lambda: SSE)
     end: str = "end"
-    """`drop` drops the line before anything was sent."""
+    """Or `late` (properly, a moment after the last chunk), or before anything was sent: `drop`, `mute` (line open)."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +73,24 @@ class Twin:
         if reply.end == "drop":
             request.transport.abort()
             return web.Response()
-        response = web.StreamResponse(status=reply.status, headers=reply.headers)
-        await response.prepare(request)
         try:
-            for chunk in reply.chunks:
-                await response.write(chunk)
-                await asyncio.sleep(0)
-            if reply.end == "hang":
-                await asyncio.Event().wait()
+            return await self._send(reply, request)
         except (asyncio.CancelledError, ConnectionError):
             self.left.set()
             raise
+
+    async def _send(self, reply: Reply, request: web.Request) -> web.StreamResponse:
+        if reply.end == "mute":
+            await asyncio.Event().wait()
+        response = web.StreamResponse(status=reply.status, headers=reply.headers)
+        await response.prepare(request)
+        for chunk in reply.chunks:
+            await response.write(chunk)
+            await asyncio.sleep(0)
+        if reply.end == "hang":
+            await asyncio.Event().wait()
+        if reply.end == "late":
+            await asyncio.sleep(0.01)
         if reply.end == "cut" and request.transport is not None:
             request.transport.abort()
         return response

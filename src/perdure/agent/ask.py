@@ -1,6 +1,7 @@
 """One model call: build the neutral request, relay the fragments, hand back the whole answer (spec §1.2, §4.4)."""
 
 import json
+import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, cast
@@ -141,7 +142,8 @@ class Relay:
 def _clean(call: ToolCall, turn: Turn) -> ToolCall:
     """The call as it is stored: an object's JSON text, without the older loops' words (spec §1.6).
 
-    What is no object at all is kept aside for the error result and shown as `{}` (★S10).
+    What is no object at all is kept aside for the error result and shown as `{}` (★S10): history goes back to the
+    provider with every request, so nothing may stand in it that a strict parser refuses.
     """
     arguments = decode_arguments(call.arguments)
     if arguments is None:
@@ -150,7 +152,12 @@ def _clean(call: ToolCall, turn: Turn) -> ToolCall:
     kept = {key: value for key, value in arguments.items() if key not in LOOP_WORDS}
     if len(kept) == len(arguments) and _is_object(call.arguments):
         return call
-    return ToolCall(call.id, call.name, json.dumps(kept, ensure_ascii=False))
+    return ToolCall(call.id, call.name, _whole(json.dumps(kept, ensure_ascii=False)))
+
+
+def _whole(text: str) -> str:
+    """The text with half surrogate pairs, which no wire takes, replaced by U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _prefilled(call: ToolCall, turn: Turn) -> ToolCall:
@@ -166,20 +173,32 @@ def _prefilled(call: ToolCall, turn: Turn) -> ToolCall:
 
 
 def _is_object(text: str) -> bool:
-    """Whether the text is one JSON object and nothing else, so that it can be kept to the letter."""
+    """Whether the text is one strict JSON object and nothing else, so that it can be kept to the letter."""
     try:
-        return isinstance(json.loads(text), dict)
-    except ValueError:
+        return isinstance(msgspec.json.decode(text), dict)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return False
+
+
+def _finite(digits: str) -> float:
+    """The number, also of the words NaN and Infinity. Raises ValueError for one that JSON does not have."""
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"{digits} is no JSON")
+    return number
+
+
+_FORGIVING = json.JSONDecoder(strict=False, parse_constant=_finite, parse_float=_finite)
+"""Takes line ends within strings, as small models write them, but no NaN and nothing infinite."""
 
 
 def decode_arguments(text: str) -> dict[str, Any] | None:
     """The object in a call's arguments, forgiving what models do (spec §1.6); None if there is none."""
     text = text.strip() or "{}"
     try:
-        value, _ = json.JSONDecoder().raw_decode(text)
+        value, _ = _FORGIVING.raw_decode(text)
         if isinstance(value, str):
-            value = json.loads(value)
+            value = _FORGIVING.decode(value)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -167,16 +167,16 @@ class Client:
             yield
         except ModelError as error:
             raise self._clean(error)  # noqa: B904  # the same error
-        except TimeoutError as error:
-            raise ModelTimeout(f"{self.name} did not answer in time. Send again, or use a faster model.") from error
-        except aiohttp.ClientConnectorError as error:
-            raise ModelError(
-                f"{self.name} cannot be reached at {self.base_url}. Check that it runs and that the address is right.",
-                str(error),
-            ) from error
         except (aiohttp.ClientError, OSError) as error:
-            broken = ModelError(f"The connection to {self.name} broke off. Send again.", str(error))
-            raise self._clean(broken) from error
+            raise self._clean(self._ours(error)) from error
+
+    def _ours(self, error: aiohttp.ClientError | OSError) -> ModelError:
+        if isinstance(error, TimeoutError):
+            return ModelTimeout(f"{self.name} did not answer in time. Send again, or use a faster model.")
+        if isinstance(error, aiohttp.ClientConnectorError):
+            advice = "Check that it runs and that the address is right."
+            return ModelError(f"{self.name} cannot be reached at {self.base_url}. {advice}", str(error))
+        return ModelError(f"The connection to {self.name} broke off. Send again.", str(error))
 
     def _clean(self, error: ModelError) -> ModelError:
         """The same error without our key, which a provider may have quoted."""
