@@ -9,7 +9,6 @@ import platform
 import shutil
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import perdure
@@ -21,8 +20,7 @@ from perdure.greeting import without_password
 from perdure.program import egress_of, providers_of
 from perdure.serving import bind, is_loopback
 from perdure.settings import Settings, SettingsError, find_file, unknown_variables
-from perdure.store import sqlite
-from perdure.store.open import _place
+from perdure.store.open import schema_revision
 from perdure.store.upgrade import Migrations
 
 OK, WARN, FIX = "ok", "warn", "fix"
@@ -121,7 +119,7 @@ async def of_database(settings: Settings) -> Finding:
     """Whether the database can be reached, and which schema it has."""
     shown, migrations = without_password(settings.database), Migrations()
     try:
-        revision = await asyncio.to_thread(revision_at, settings.database, migrations)
+        revision = await asyncio.to_thread(schema_revision, settings.database, migrations)
     except Exception as error:  # a driver has its own classes, known to `store` only; whatever it is, it is the finding
         cause = getattr(error, "orig", None) or error
         return Finding(FIX, f"{shown} cannot be used: {cause}", "Check the address, the rights, and that it runs.")
@@ -130,22 +128,6 @@ async def of_database(settings: Settings) -> Finding:
     if revision != migrations.newest:
         return Finding(OK, f"{shown} has schema {revision}; the next start brings it to {migrations.newest}")
     return Finding(OK, f"{shown} has the current schema {revision}")
-
-
-def revision_at(url: str, migrations: Migrations) -> str | None:
-    """The schema of a database, which is only read. Raises Invalid, SchemaTooNew, and what the driver raises."""
-    place = _place(url)
-    if place.get_backend_name() == "sqlite":
-        path = Path(str(place.database)).absolute()
-        if not path.exists():
-            return None
-        engine = sqlite.engine(path, "query_only=ON")
-    else:
-        from perdure.store import postgres  # psycopg is loaded only by those who use it
-
-        engine = postgres.engine(place)
-    with engine.connect() as connection:
-        return migrations.revision_of(connection)
 
 
 async def of_providers(settings: Settings, providers: list[Provider], *, chat: bool) -> AsyncIterator[Finding]:

@@ -267,7 +267,7 @@ async def test_a64_cancelled_by_two_at_once(stage: Stage) -> None:
     agent = await stage.agent()
     stage.play(Say(hang=True))
     sending = asyncio.create_task(stage.send(agent, "hi"))
-    while not (runs := await stage.runs(agent)):
+    while not (runs := await stage.runs(agent)) or not stage.requests:
         await asyncio.sleep(0.005)
     path = f"/v1/agents/{agent}/messages/cancel"
     answers = await asyncio.gather(*(stage.call("POST", path, {"run_ids": [runs[0]["id"]]}) for _ in range(8)))

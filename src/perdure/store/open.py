@@ -66,6 +66,25 @@ async def open_store(
     return SqlStore(db, clock=clock)
 
 
+def schema_revision(url: str, migrations: Migrations) -> str | None:
+    """The schema of a database, which is only read; None if there is none yet.
+
+    Raises Invalid, SchemaTooNew, and what the driver raises.
+    """
+    place = _place(url)
+    if place.get_backend_name() == "sqlite":
+        path = Path(str(place.database)).absolute()
+        if not path.exists():
+            return None
+        engine = sqlite.engine(path, "query_only=ON")
+    else:
+        from perdure.store import postgres  # psycopg is loaded only by those who use it
+
+        engine = postgres.engine(place)
+    with engine.connect() as connection:
+        return migrations.revision_of(connection)
+
+
 def _place(url: str) -> URL:
     """The URL in parts. Raises Invalid for one that names no database we know, without showing its password."""
     if url.startswith("postgres://"):

@@ -33,7 +33,8 @@ class Migrations:
         elif revision not in self.known:
             raise SchemaTooNew(
                 f"The database has schema {revision}; this Perdure knows those up to {self.newest}, so a newer one "
-                "wrote it. Start that version or a later one, or restore the copy made before its upgrade (`backups`)."
+                "wrote it, or another program. Start that version or a later one, restore the copy made before its "
+                "upgrade (`backups`), or name a database of Perdure's own."
             )
         return revision
 
