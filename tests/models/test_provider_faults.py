@@ -16,6 +16,7 @@ from perdure.domain.errors import (
     ModelRateLimited,
     ModelTimeout,
 )
+from perdure.models.faults import fault
 from perdure.models.openai import OpenAIProvider
 
 pytestmark = pytest.mark.anyio
@@ -55,6 +56,13 @@ async def test_a_refusal_is_told_at_once(
     assert error.detail.startswith(detail)
     assert len(error.detail) <= 2000
     assert len(twin.asked) == 1
+
+
+def test_an_error_of_any_depth_is_one() -> None:
+    """Words that can be decoded and yet not be written out, for their depth, are left out."""
+    for depth in range(800, 1010):
+        nested = b"[" * depth + b"]" * depth
+        assert type(fault(400, nested, "twin")) is ModelBadRequest
 
 
 async def test_an_error_told_in_pieces(twin: Twin, provider: OpenAIProvider) -> None:

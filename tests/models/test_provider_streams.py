@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -127,6 +128,20 @@ async def test_closing_the_stream_closes_the_connection(twin: Twin, provider: Op
     await stream.aclose()
     async with asyncio.timeout(5):
         await twin.left.wait()
+
+
+async def test_closing_the_stream_leaves_nothing_to_the_collector(twin: Twin, provider: OpenAIProvider) -> None:
+    """It is closed when `aclose` returns, not when the interpreter finds the time."""
+    twin.play(Reply(events(delta(content="Hel"), done=False), end="hang"))
+    before, abandoned = sys.get_asyncgen_hooks(), list[Any]()
+    sys.set_asyncgen_hooks(finalizer=abandoned.append)
+    try:
+        stream = pieces_of(provider.open(INFO))
+        await anext(stream)
+        await stream.aclose()
+    finally:
+        sys.set_asyncgen_hooks(*before)
+    assert abandoned == []
 
 
 async def test_cancelling_closes_the_connection(twin: Twin, provider: OpenAIProvider) -> None:
