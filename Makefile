@@ -21,7 +21,7 @@ help:  ## List the targets
 		printf '  make %-12s %s\n' "$$name" "$$what"; done
 
 run: $(VENV)/run.stamp  ## Start the server on 127.0.0.1:8283 (other settings: docs/settings.md)
-	@$(BIN)/perdure serve $(ARGS)
+	@PERDURE_LOG_FORMAT=$${PERDURE_LOG_FORMAT:-text} $(BIN)/perdure serve $(ARGS)
 
 test: lint types pytest  ## All that CI checks: lint, types, import contract, tests
 

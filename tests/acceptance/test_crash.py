@@ -108,6 +108,7 @@ async def test_killed_while_the_model_speaks(tmp_path: Path) -> None:
             assert run["completed_at"] is not None
             assert types_of(await server.history(agent)) == ["user_message", "assistant_message"]
             assert request_of(tmp_path, run["id"]) == {"input": "Remember the zebra."}
+            assert run["metadata"]["input"] == ["Remember the zebra."]
             model.play({"content": "I do."})
             answer = await server.send(agent, "Remember the zebra.")
             assert answer["messages"][0]["content"] == "I do."

@@ -120,3 +120,16 @@ async def test_filters(client: Any, query: str, labels: list[str]) -> None:
         await client.block("findme", "a needle", description="in the hay", tags=["only-here"])
     assert [b["label"] for b in (await client.get(f"/v1/blocks/?{query}")).json] == labels
     assert (await client.get(f"/v1/blocks/count?{query}")).json == len(labels)
+
+
+@pytest.mark.parametrize(
+    ("label", "status"),
+    [
+        ("human", 200), ("skills/a-b_c", 200), ("größe", 200), ("two words", 200), ("x", 200),
+        ("x></x><y", 422), ("a/", 422), ("/a", 422), (" a", 422), ("a b/", 422), ("a\nb", 422), ("", 422),
+    ],
+)  # fmt: skip
+async def test_labels_fit_a_path_and_the_system_message(client: Any, label: str, status: int) -> None:
+    """A label becomes an element of the system message and part of a path."""
+    answer = await client.post("/v1/blocks/", {"label": label, "value": "x"})
+    assert answer.status == status

@@ -24,7 +24,8 @@ def clean(body: bytes) -> bytes:
     except RecursionError as error:
         raise _too_deep() from error
     except msgspec.MsgspecError as error:
-        raise Unprocessable(f"The body is not JSON: {error}. Send one JSON object.") from error
+        half = " (or holds half of a surrogate pair)" if rb"\ud" in body.lower() else ""
+        raise Unprocessable(f"The body is not JSON{half}: {error}. Send one JSON object.") from error
     if value is None:
         return body
     if not isinstance(value, dict):

@@ -64,7 +64,7 @@ class Reader:
         given: Sequence[InputMessage] = (
             body.messages if body.messages is not None else [MessageCreate(role="user", content=body.input or "")]
         )
-        plain = [_plain(message) for message in given]
+        plain = [_plain(place, message) for place, message in enumerate(given)]
         read = [made for message in plain for made in await self._message(message)]
         return pair_replayed_calls(read)
 
@@ -100,12 +100,12 @@ class Reader:
             return await self._fetch(source.url)
         if isinstance(source, LettaImage):
             return await self._letta_image(source)
-        return Image(source.media_type, _checked_base64(source.data), new_id("file"), source.detail)
+        return Image(_image_type(source.media_type), _checked_base64(source.data), new_id("file"), source.detail)
 
     async def _letta_image(self, source: LettaImage) -> Image:
         """An image by file id: with its data, or one that this server has stored (★S18)."""
         if source.data:
-            media_type = source.media_type or "image/png"
+            media_type = _image_type(source.media_type or "image/png")
             return Image(media_type, _checked_base64(source.data), source.file_id, source.detail)
         found = await self._find(source.file_id)
         if found is None:
@@ -113,10 +113,12 @@ class Reader:
         return msgspec.structs.replace(found, detail=source.detail or found.detail)
 
 
-def _plain(message: InputMessage) -> MessageCreate:
-    """Approvals and client returns need a pending call; no call can be pending in this version."""
+def _plain(place: int, message: InputMessage) -> MessageCreate:
+    """Approvals and client returns come first, and need a pending call; none can be pending in this version."""
     if isinstance(message, MessageCreate):
         return message
+    if place:
+        raise Invalid(f"messages[{place}]: an approval or tool return must be the first message of a request.")
     raise Invalid(NOTHING_PENDING)
 
 
@@ -140,6 +142,12 @@ def _call(part: ToolCallContent) -> ToolCall:
 
 def _return(part: ToolReturnContent) -> ToolReturn:
     return ToolReturn(part.tool_call_id, part.content, "error" if part.is_error else "success", executed=False)
+
+
+def _image_type(media_type: str) -> str:
+    if not media_type.lower().startswith("image/"):
+        raise Invalid(f"The media type {media_type[:80]!r} is not that of an image. Send one such as image/png.")
+    return media_type
 
 
 def _checked_base64(data: str) -> str:

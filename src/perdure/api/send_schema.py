@@ -258,7 +258,7 @@ class SendRequest(Body):
 
     messages: list[InputMessage] | None = None
     input: str | list[ContentPart] | None = None
-    max_steps: Annotated[int, Field(ge=1, le=10_000)] = 50
+    max_steps: Annotated[int, Field(ge=1, le=10_000, strict=True)] = 50
     streaming: bool = False
     stream_tokens: bool = False
     include_pings: bool = True

@@ -87,7 +87,7 @@ class Executor:
             conversation_id=order.conversation_id, background=order.background,
             metadata={"run_type": order.run_type}, request_config=order.request_config,
         )  # fmt: skip
-        accepted = await self._store.runs.accept(run, order.request)
+        accepted = await self._store.runs.accept(with_input(run, order), order.request)
         ongoing = self._ongoing[run.id] = Ongoing(run)
         ongoing.channel.emit(RunStarted(run.id))
         self._pulse = self._pulse or asyncio.create_task(self._beat())
@@ -156,7 +156,7 @@ class Executor:
         if error is not None:
             metadata["error"] = describe(error)
         if turn is None or turn.new:  # no step has saved the input
-            metadata["rejected_input"] = [text_of(m.content)[:2000] for m in order.messages]
+            metadata["rejected_input"] = words_of(order)
         ended = msgspec.structs.replace(
             run, status="cancelled" if stop == "cancelled" else "failed", stop_reason=stop, completed_at=now,
             usage=usage, metadata=metadata, total_duration_ns=int((now - run.created_at).total_seconds() * 1e9),
@@ -235,6 +235,16 @@ class Executor:
             except PerdureError as error:  # the next beat may come through; until then the leases last
                 log.warning("could not renew the leases of runs", reason=str(error))
         self._pulse = None
+
+
+def words_of(order: Order) -> list[str]:
+    """The text of each message of a request."""
+    return [text_of(message.content) for message in order.messages]
+
+
+def with_input(run: Run, order: Order) -> Run:
+    """The run as it is accepted: whoever finds it after a crash can read in its metadata what was asked."""
+    return msgspec.structs.replace(run, metadata={**run.metadata, "input": words_of(order)})
 
 
 def stop_reason_of(error: Exception) -> str:

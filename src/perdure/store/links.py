@@ -81,7 +81,9 @@ def bump(conn: Connection, tenant: str, which: ColumnElement[bool]) -> dict[str,
 
     Locked in the order of their ids, so that two changes of shared blocks wait for each other instead of deadlocking.
     """
-    chosen = select(agents.c.id).where(agents.c.tenant_id == tenant, which).order_by(agents.c.id).with_for_update(key_share=True)
+    # Without their keys: steps that insert messages hold those, and would deadlock with a change of shared memory.
+    which_agents = select(agents.c.id).where(agents.c.tenant_id == tenant, which).order_by(agents.c.id)
+    chosen = which_agents.with_for_update(key_share=True)
     bumped = _BUMP.where(agents.c.id.in_(chosen)).returning(agents.c.id, agents.c.version)
     return {row.id: row.version for row in conn.execute(bumped)}
 

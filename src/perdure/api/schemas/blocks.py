@@ -6,7 +6,10 @@ from pydantic import BaseModel, Field
 
 from perdure.domain.records import DEFAULT_BLOCK_LIMIT
 
-Label = Annotated[str, Field(min_length=1)]
+Label = Annotated[
+    str, Field(min_length=1, pattern=r"^[^<>/\s\x00-\x1f](?:[^<>\x00-\x1f]*[^<>/\s\x00-\x1f])?$")
+]
+"""Names an element of the system message and part of a path: no angle brackets, no slash or blank at its ends."""
 Limit = Annotated[int, Field(ge=0)]
 
 
