@@ -217,3 +217,23 @@ async def test_a_server_without_a_password_answers_only_under_its_own_names(
             assert answer.status == status
         async with session.get(f"{base}/v1/health/", headers={"Host": host}) as answer:
             assert answer.status == 200
+
+
+@pytest.mark.parametrize("kind", ["multipart/form-data", "multipart/x+json", "text/plain"])
+async def test_a_form_of_another_site_cannot_speak_to_an_agent(client: Any, kind: str) -> None:
+    """Browsers send forms and plain text to any server without asking it first; nothing but JSON is taken."""
+    agent = await client.agent()
+    path = f"/v1/agents/{agent['id']}/messages"
+    answer = await client.post(path, content=b'{"input":"hi"}', headers={"Content-Type": kind})
+    assert answer.status == 422
+    assert [m["message_type"] for m in (await client.get(f"/v1/agents/{agent['id']}/messages")).json] == [
+        "system_message"
+    ]
+
+
+async def test_a_page_of_another_site_changes_nothing(client: Any) -> None:
+    """A request without a body needs no question first either; the browser says where it comes from."""
+    cross = {"Sec-Fetch-Site": "cross-site"}
+    assert (await client.post("/v1/tools/add-base-tools", headers=cross)).status == 403
+    assert (await client.post("/v1/tools/add-base-tools", headers={"Sec-Fetch-Site": "same-origin"})).status == 200
+    assert (await client.get("/v1/tools/", headers=cross)).status == 200

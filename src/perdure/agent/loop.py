@@ -3,6 +3,7 @@
 It knows ports only. What it makes leaves through `emit`; what ends it early is an exception, recorded by `runs`.
 """
 
+import asyncio
 import json
 
 import msgspec
@@ -34,6 +35,8 @@ async def run_turn(turn: Turn, ports: Ports, emit: Emit) -> RunEnded:
         emit(StepCommitted(step_id, tuple(message for message in made if message.role != "user")))
         if stop:
             return RunEnded(stop, turn.usage, turn.step_count, turn.context_tokens)
+        if turn.cancelled:
+            raise asyncio.CancelledError
     raise AssertionError("max_steps is at least 1, so the last step has a stop reason")
 
 

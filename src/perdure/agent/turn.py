@@ -48,6 +48,8 @@ class Turn:
     """Arguments that were no JSON object, by call id (★S10)."""
     misfilled: dict[str, str] = field(default_factory=dict)
     """What is wrong with the arguments that a rule prefills, by call id (spec §8.4)."""
+    cancelled: bool = False
+    """Asked to stop while a step was being saved: the loop ends after it."""
     history: History = field(default_factory=History)
     choice: Choice = field(default_factory=lambda: Choice((), forced=False))
     """The tools that may be called in this step."""

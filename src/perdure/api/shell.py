@@ -24,6 +24,7 @@ MAX_BODY = 32 * 1024 * 1024
 OPEN_PATHS = ("/v1/health", "/v1/ready")
 OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 WITH_BODY = ("POST", "PUT", "PATCH")
+CHANGING = (*WITH_BODY, "DELETE")
 EXPECTED = (PerdureError, HTTPException, RequestValidationError)
 _USER = pattern("user")
 
@@ -60,11 +61,12 @@ class Shell:
         path = self._canonical(scope)
         self._check_host(path, headers)
         self._authorize(path, headers)
+        self._check_origin(scope["method"], headers)
         _check_user(headers)
         scope = {**scope, "path": path, "raw_path": path.encode()}
         if scope["method"] in WITH_BODY:
             given = await self._read(headers, receive)
-            if given and not headers.get("content-type", "").startswith("multipart/"):
+            if given:
                 body.check_type(headers)
                 scope["headers"] = _as_json(scope)
                 given = body.clean(given)
@@ -96,6 +98,14 @@ class Shell:
                 403,
                 f"This server is not known as {name!r}. Add that name to the setting `allowed_hosts`, or set a "
                 "password (`server_password`).",
+            )
+
+    def _check_origin(self, method: str, headers: Headers) -> None:
+        """Without a password, take changes from no page of another site: browsers say where a request comes from."""
+        if self._password is None and method in CHANGING and headers.get("sec-fetch-site") == "cross-site":
+            raise HTTPException(
+                403,
+                "A page of another site may not change anything here. Set a password (`server_password`) if it shall.",
             )
 
     def _authorize(self, path: str, headers: Headers) -> None:

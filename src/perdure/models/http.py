@@ -206,9 +206,9 @@ def masked(text: str, secret: str) -> str:
 
 
 def without_password(url: str) -> str:
-    """The address as it may be shown."""
+    """The address as it may be shown: user, password and query may be secrets."""
     parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _pause(left: int, headers: Mapping[str, str]) -> float:

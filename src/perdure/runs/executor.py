@@ -6,6 +6,7 @@ Above it are the renderings in `api`, below it the loop in `agent`. It knows not
 import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import msgspec
 import structlog
@@ -141,7 +142,14 @@ class Executor:
 
     async def _commit(self, turn: Turn, commit: StepCommit) -> None:
         """Save a step, then note in the cache what the context has become."""
-        committed = await self._store.runs.commit(commit)
+        saving = asyncio.ensure_future(self._store.runs.commit(commit))
+        try:
+            committed = await asyncio.shield(saving)
+        except asyncio.CancelledError:
+            # What is on its way to the database is saved or not as a whole; the cancel counts from there on, so that
+            # the answer, the run and the history say the same.
+            turn.cancelled = True
+            committed = await saving
         turn.context = self._contexts.advance(turn.context, commit, committed)
 
     async def _fail(
@@ -151,19 +159,22 @@ class Executor:
         ongoing.ending, run = True, ongoing.run
         usage = turn.usage if turn else Usage()
         steps = turn.step_count if turn else 0
-        now = self._clock.now()
         metadata = dict(run.metadata)
         if error is not None:
             metadata["error"] = describe(error)
         if turn is None or turn.new:  # no step has saved the input
             metadata["rejected_input"] = words_of(order)
-        ended = msgspec.structs.replace(
+        self._contexts.forget(run.context_id)
+        await self._end(self._ended(run, stop, usage, metadata), _failed_step(turn, error, stop, self._clock.now()))
+        return RunEnded(stop, usage, steps, turn.context_tokens if turn else None, error)
+
+    def _ended(self, run: Run, stop: str, usage: Usage, metadata: dict[str, Any]) -> Run:
+        """The run as it is recorded when it did not reach its own end."""
+        now = self._clock.now()
+        return msgspec.structs.replace(
             run, status="cancelled" if stop == "cancelled" else "failed", stop_reason=stop, completed_at=now,
             usage=usage, metadata=metadata, total_duration_ns=int((now - run.created_at).total_seconds() * 1e9),
         )  # fmt: skip
-        self._contexts.forget(run.context_id)
-        await self._end(ended, _failed_step(turn, error, stop, now))
-        return RunEnded(stop, usage, steps, turn.context_tokens if turn else None, error)
 
     async def _end(self, run: Run, step: Step | None) -> None:
         """Record how a run ended. If the database is away, the pulse tries again: the context is taken until then."""
@@ -201,7 +212,11 @@ class Executor:
             run = await self._store.runs.get(run_id)
         except NotFound:
             return "failed"
-        return "cancelled" if run.agent_id == agent_id and run.completed_at else "failed"
+        if run.agent_id != agent_id:
+            return "failed"
+        if run.completed_at is None:  # another process works on it, or did before it died: its next write is refused
+            await self._end(self._ended(run, "cancelled", run.usage, run.metadata), None)
+        return "cancelled"
 
     async def recover(self) -> int:
         """End runs that a dead worker left open; answers how many. Their requests stay readable in their rows."""

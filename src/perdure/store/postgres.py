@@ -10,6 +10,7 @@ import time
 from functools import partial
 from typing import Any
 
+import structlog
 from psycopg import IsolationLevel
 from psycopg import OperationalError as PsycopgOperationalError
 from psycopg.errors import DeadlockDetected, SerializationFailure
@@ -19,6 +20,8 @@ from sqlalchemy.pool import NullPool
 
 from perdure.domain.errors import Unavailable
 from perdure.store.database import Database, Inbox, Job, Lane, deliver
+
+log = structlog.get_logger()
 
 ATTEMPTS = 4
 CONNECT_SECONDS = 5
@@ -121,7 +124,8 @@ def _translated(error: Exception, committing: bool) -> Exception:
     if not isinstance(error, DBAPIError) or not (error.connection_invalidated or _is_trouble(error)):
         return error
     known = "It is not known whether this was saved" if committing else "Nothing was saved"
-    refusal = Unavailable(f"The database could not do this ({error.orig}). {known}; try again.")
+    log.warning("the database could not do something", reason=str(error.orig))  # addresses are not for clients
+    refusal = Unavailable(f"The database cannot be reached, or is overloaded. {known}; try again.")
     refusal.__cause__ = error
     return refusal
 

@@ -95,6 +95,10 @@ def claim(path: Path) -> Callable[[], None]:
         held.execute("BEGIN EXCLUSIVE")
     except sqlite3.OperationalError as error:
         held.close()
+        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise Unavailable(
+                f"The file {path}.lock cannot be written ({error}). Check the disk's space and the folder's rights."
+            ) from error
         raise Unavailable(
             f"Another Perdure is already serving {path}. Stop that one, or give this one another database."
         ) from error
