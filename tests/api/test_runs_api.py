@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import anyio
 import pytest
 
 pytestmark = pytest.mark.anyio
@@ -166,3 +167,28 @@ async def test_last_run_on_agent(client: Any) -> None:
     assert shown["last_run_completion"] is not None
     found = await client.get("/v1/agents/", params={"last_stop_reason": "end_turn", "sort_by": "last_run_completion"})
     assert found.json[0]["id"] == agent["id"]
+
+
+async def test_a_message_that_nobody_waits_for(client: Any) -> None:
+    """`messages/async` answers at once with a run in the background; polling it shows its end and its messages."""
+    agent = await client.agent()
+    path = f"/v1/agents/{agent['id']}/messages"
+    run = await client.post(f"{path}/async", {"input": "hi", "streaming": True})
+    assert (run.status, run["status"], run["background"], run["stop_reason"]) == (200, "created", True, None)
+    with anyio.fail_after(5):
+        while (ended := await client.get(f"/v1/runs/{run['id']}"))["status"] == "running":
+            await anyio.sleep(0.01)
+    assert (ended["status"], ended["stop_reason"]) == ("completed", "end_turn")
+    messages = await client.get(f"/v1/runs/{run['id']}/messages")
+    assert [m["message_type"] for m in messages.json] == ["user_message", "assistant_message"]
+
+
+async def test_what_a_background_message_is_refused_for(client: Any) -> None:
+    """As a message in the foreground; and a callback, which this version does not make."""
+    agent = await client.agent()
+    path = f"/v1/agents/{agent['id']}/messages/async"
+    assert (await client.post(path, {})).status == 422
+    assert (await client.post(path, {"input": ""})).status == 400
+    assert (await client.post(path, {"input": "hi", "callback_url": "http://x.test/"})).status == 501
+    nobody = "agent-00000000-0000-4000-8000-000000000000"
+    assert (await client.post(f"/v1/agents/{nobody}/messages/async", {"input": "hi"})).status == 404

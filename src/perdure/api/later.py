@@ -9,7 +9,6 @@ from perdure.domain.errors import NotImplementedYet
 
 LATER: dict[str, tuple[tuple[str, str], ...]] = {
     "Streaming and background runs": (
-        ("POST", "/v1/agents/{agent_id}/messages/async"),
         ("POST", "/v1/runs/{run_id}/stream"),
     ),
     "Conversations": (

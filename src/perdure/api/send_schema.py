@@ -304,6 +304,18 @@ class StreamRequest(SendRequest):
         return value | {"streaming": True} if isinstance(value, dict) else value
 
 
+class AsyncRequest(SendRequest):
+    """The same for a run that nobody waits for; the options of a stream do not count."""
+
+    callback_url: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_stream(cls, value: Any) -> Any:
+        options = ("streaming", "stream_tokens", "include_pings", "background")
+        return {key: v for key, v in value.items() if key not in options} if isinstance(value, dict) else value
+
+
 class CancelRequest(Body):
     """Which runs to cancel; none named: all that are under way for the agent."""
 

@@ -1,5 +1,6 @@
 """Sending messages to an agent, listing and resetting them (behaviour spec §2, §3, §9.3)."""
 
+import dataclasses
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, Literal
 
@@ -15,9 +16,10 @@ from perdure.api.input import Reader
 from perdure.api.params import AgentId
 from perdure.api.schemas.agents import AgentState
 from perdure.api.schemas.messages import LettaMessage, LettaResponse
-from perdure.api.send_schema import CancelRequest, MessageType, SendRequest, StreamRequest
+from perdure.api.schemas.runs import Run as RunSchema
+from perdure.api.send_schema import AsyncRequest, CancelRequest, MessageType, SendRequest, StreamRequest
 from perdure.api.sse import HEADERS, PING_SECONDS, Rendering, stream, usage_statistics
-from perdure.api.views import agent_view
+from perdure.api.views import agent_view, run_view
 from perdure.api.wire import Wire, listed
 from perdure.domain.errors import NotImplementedYet
 from perdure.domain.events import Event, RunEnded, StepCommitted
@@ -45,6 +47,20 @@ async def send_message(agent_id: AgentId, body: SendRequest, request: Request) -
 async def stream_messages(agent_id: AgentId, body: StreamRequest, request: Request) -> Response:
     """Send messages and stream the answer, whatever `streaming` says."""
     return await _send(agent_id, body, await request.body(), deps_of(request))
+
+
+@router.post("/v1/agents/{agent_id}/messages/async", response_model=RunSchema)
+async def send_in_background(agent_id: AgentId, body: AsyncRequest, request: Request) -> Response:
+    """Send messages and answer at once with the run, to be polled (spec §9.1)."""
+    deps = deps_of(request)
+    if body.callback_url:
+        raise NotImplementedYet("callback_url is not available in this version. Poll the run, GET /v1/runs/{id}.")
+    _refuse_what_comes_later(body)
+    messages = await Reader(deps.fetch_image, deps.store.messages.image, deps.clock.now()).read(body)
+    order = _order(agent_id, body, messages, await request.body())
+    order = dataclasses.replace(order, background=True, run_type="send_message_async")
+    ongoing = await deps.executor.start(order)
+    return _json(run_view(msgspec.structs.replace(ongoing.run, status="created")))
 
 
 @router.post("/v1/agents/{agent_id}/messages/cancel", response_model=dict[str, Literal["cancelled", "failed"]])
