@@ -18,7 +18,7 @@ from perdure.domain.events import RunEnded, StepCommitted
 from perdure.domain.ids import new_id
 from perdure.domain.messages import Message, Text
 from perdure.domain.ports import Answer, StepCommit
-from perdure.domain.records import Run, Step
+from perdure.domain.records import Run, Step, ended
 
 STATUS = {"max_tokens_exceeded": "failed", "invalid_tool_call": "failed"}
 TRIES_ON_STALE_BLOCKS = 100
@@ -123,8 +123,4 @@ def _step(turn: Turn, said: Message, answer: Answer, stop: str | None, ports: Po
 
 
 def _finished(turn: Turn, stop: str, ports: Ports) -> Run:
-    now = ports.clock.now()
-    return msgspec.structs.replace(
-        turn.run, status=STATUS.get(stop, "completed"), stop_reason=stop, completed_at=now, usage=turn.usage,
-        total_duration_ns=int((now - turn.run.created_at).total_seconds() * 1e9),
-    )  # fmt: skip
+    return ended(turn.run, STATUS.get(stop, "completed"), stop, ports.clock.now(), turn.usage)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import AsyncIterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
@@ -19,7 +19,7 @@ from perdure.api.schemas.messages import LettaMessage, LettaResponse
 from perdure.api.schemas.runs import Run as RunSchema
 from perdure.api.send_schema import AsyncRequest, CancelRequest, MessageType, SendRequest, StreamRequest
 from perdure.api.sse import HEADERS, PING_SECONDS, Rendering, stream, usage_statistics
-from perdure.api.views import agent_view, run_view
+from perdure.api.views import agent_view, reply, run_view
 from perdure.api.wire import Wire, listed
 from perdure.domain.errors import NotImplementedYet
 from perdure.domain.events import Event, RunEnded, StepCommitted
@@ -60,14 +60,14 @@ async def send_in_background(agent_id: AgentId, body: AsyncRequest, request: Req
     order = _order(agent_id, body, messages, await request.body())
     order = dataclasses.replace(order, background=True, run_type="send_message_async")
     ongoing = await deps.executor.start(order)
-    return _json(run_view(msgspec.structs.replace(ongoing.run, status="created")))
+    return reply(run_view(msgspec.structs.replace(ongoing.run, status="created")))
 
 
 @router.post("/v1/agents/{agent_id}/messages/cancel", response_model=dict[str, Literal["cancelled", "failed"]])
 async def cancel_runs(agent_id: AgentId, request: Request, body: CancelRequest | None = None) -> Response:
     """Cancel runs under way; answers what became of each (spec §6.4)."""
     deps = deps_of(request)
-    return _json(await deps.executor.cancel(agent_id, body.run_ids if body else None))
+    return reply(await deps.executor.cancel(agent_id, body.run_ids if body else None))
 
 
 async def send_hot(request: Request, agent_id: str) -> Response:
@@ -82,7 +82,7 @@ async def _send(agent_id: str, body: SendRequest, raw: bytes, deps: Deps) -> Res
     ongoing = await deps.executor.start(_order(agent_id, body, messages, raw))
     if body.streaming:
         return _streamed(ongoing, body, deps)
-    return _json(await collect(ongoing.channel.batches(), body.include_return_message_types))
+    return reply(await collect(ongoing.channel.batches(), body.include_return_message_types))
 
 
 def _streamed(ongoing: Ongoing, body: SendRequest, deps: Deps) -> Response:
@@ -169,7 +169,7 @@ async def list_messages(
     if not stored:
         await deps.store.agents.get(agent_id)
     messages = [entry.message for entry in (stored if order == "asc" else reversed(stored))]
-    return _json(listed(messages, include_return_message_types=include_return_message_types))
+    return reply(listed(messages, include_return_message_types=include_return_message_types))
 
 
 class ResetRequest(BaseModel):
@@ -183,7 +183,7 @@ async def reset_messages(agent_id: AgentId, request: Request, body: ResetRequest
     """Empty the context but for a freshly compiled system message; history is kept."""
     deps = deps_of(request)
     await reset_context(deps, agent_id)
-    return _json(agent_view(await deps.store.agents.get(agent_id)))
+    return reply(agent_view(await deps.store.agents.get(agent_id)))
 
 
 async def reset_context(deps: Deps, context_id: str) -> None:
@@ -199,9 +199,3 @@ async def reset_context(deps: Deps, context_id: str) -> None:
     await deps.store.contexts.reset(
         context_id, system, [], compiled_version=context.agent_version, compiled_at=now, hidden_count=hidden
     )
-
-
-def _json(value: Any) -> Response:
-    return Response(msgspec.json.encode(value), media_type="application/json")
-
-

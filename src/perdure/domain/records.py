@@ -158,6 +158,14 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """The fencing number: a write by a worker that holds an older one changes nothing."""
 
 
+def ended(run: Run, status: str, stop_reason: str, at: datetime, usage: Usage, **changes: Any) -> Run:
+    """The run as it is recorded when it is over."""
+    return msgspec.structs.replace(
+        run, status=status, stop_reason=stop_reason, completed_at=at, usage=usage,
+        total_duration_ns=int((at - run.created_at).total_seconds() * 1e9), **changes,
+    )  # fmt: skip
+
+
 class Step(msgspec.Struct, frozen=True, kw_only=True):
     """One model call plus the tools it triggered (spec §9.2)."""
 

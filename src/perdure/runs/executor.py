@@ -30,7 +30,7 @@ from perdure.domain.events import RunEnded, RunStarted
 from perdure.domain.ids import new_id
 from perdure.domain.messages import Message, Text, Usage, text_of
 from perdure.domain.ports import Accepted, Model, Models, Page, RunQuery, StepCommit, Store, Toolbox
-from perdure.domain.records import Context, Run, Step
+from perdure.domain.records import Context, Run, Step, ended
 from perdure.memory.prompt import compile_system
 from perdure.runs.channel import Channel
 from perdure.runs.contexts import ContextCache
@@ -110,18 +110,18 @@ class Executor:
         try:
             context = await self._contexts.get(order.context_id, accepted)
             turn = self._turn(ongoing.run, context, order, override)
-            ended = await run_turn(turn, self._ports, ongoing.channel.emit)
+            closing = await run_turn(turn, self._ports, ongoing.channel.emit)
         except asyncio.CancelledError:
-            ended = await self._fail(ongoing, order, turn, None, "cancelled")
+            closing = await self._fail(ongoing, order, turn, None, "cancelled")
         except Fenced:
-            ended = await self._fail(ongoing, order, turn, Conflict(OUSTED), "error")
+            closing = await self._fail(ongoing, order, turn, Conflict(OUSTED), "error")
         except Exception as error:  # every failure of a run is recorded and told, not only those we foresee
             if not isinstance(error, PerdureError):
                 log.error("run failed", run_id=ongoing.run.id, exc_info=error)
-            ended = await self._fail(ongoing, order, turn, error, stop_reason_of(error))
+            closing = await self._fail(ongoing, order, turn, error, stop_reason_of(error))
         finally:
             self._ongoing.pop(ongoing.run.id, None)
-        ongoing.channel.emit(ended)
+        ongoing.channel.emit(closing)
 
     def _turn(self, run: Run, context: Context, order: Order, override: Model | None) -> Turn:
         if context.agent.agent_type in LEGACY:
@@ -170,11 +170,8 @@ class Executor:
 
     def _ended(self, run: Run, stop: str, usage: Usage, metadata: dict[str, Any]) -> Run:
         """The run as it is recorded when it did not reach its own end."""
-        now = self._clock.now()
-        return msgspec.structs.replace(
-            run, status="cancelled" if stop == "cancelled" else "failed", stop_reason=stop, completed_at=now,
-            usage=usage, metadata=metadata, total_duration_ns=int((now - run.created_at).total_seconds() * 1e9),
-        )  # fmt: skip
+        status = "cancelled" if stop == "cancelled" else "failed"
+        return ended(run, status, stop, self._clock.now(), usage, metadata=metadata)
 
     async def _end(self, run: Run, step: Step | None) -> None:
         """Record how a run ended. If the database is away, the pulse tries again: the context is taken until then."""
