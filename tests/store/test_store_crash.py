@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from making import a_run, at
+from making import a_run
 from sqlalchemy import Connection, func, select
 
 from perdure.domain.errors import Busy
@@ -23,6 +23,19 @@ run = a_run(agent_id)
 await store.runs.accept(run, b'{"input": "Remember me \\xf0\\x9f\\x99\\x82"}')
 print(agent_id, run.id, flush=True)
 await asyncio.sleep(60)
+"""
+FRAMES_WITHOUT_END = """
+from perdure.domain.frames import Batch, Frames
+runs = []
+for n in range(8):
+    run = a_run((await make_agent(store, str(n))).agent.id, streamed=True)
+    await store.runs.accept(run, b"{}")
+    runs.append(run)
+for number in range(1, 1_000_000):
+    await store.log.append([Batch(run.id, 1, Frames(number, 1, b"frame %d of %s;" % (number, run.id.encode())))
+                            for run in runs])
+    for run in runs:
+        print(run.id, number, flush=True)
 """
 TURNS_WITHOUT_END = """
 agents = [(await make_agent(store, str(n))).agent.id for n in range(8)]
@@ -57,7 +70,7 @@ async def test_an_accepted_request_survives_the_death_of_its_process(url: str):
         await store.runs.accept(a_run(agent_id), b"{}")
     request = await store.db.read(lambda conn: conn.scalar(runs.select().with_only_columns(runs.c.request)))
     assert request == '{"input": "Remember me 🙂"}'
-    assert await store.runs.interrupt(at(1), "The server stopped.") == 1
+    assert await store.runs.interrupt(None, "The server stopped.") == 1
     await store.runs.accept(a_run(agent_id), b"{}")
     await store.close()
 
@@ -78,4 +91,21 @@ async def test_every_acknowledged_turn_is_there_whole(url: str):
     over, spoken = await store.db.read(counts)
     assert over >= len(reported)
     assert spoken == 8 + 2 * over
+    await store.close()
+
+
+async def test_every_frame_that_was_reported_saved_is_there(url: str):
+    """Killed in the middle of saving: each run's log is whole up to what was reported at least, and without a gap."""
+    saved: dict[str, int] = {}
+    for run_id, number in killed_after(400, url, FRAMES_WITHOUT_END):
+        saved[run_id] = int(number)
+    store = await open_store(url)
+    for run_id, last in saved.items():
+        batches = await store.log.read(run_id, 0, 10**9)
+        assert [batch.first for batch in batches] == list(range(1, len(batches) + 1))
+        assert [batch.data for batch in batches] == [
+            b"frame %d of %s;" % (n, run_id.encode()) for n in range(1, len(batches) + 1)
+        ]
+        assert len(batches) >= last
+    assert await store.runs.interrupt(None, "The server stopped.") == 8
     await store.close()

@@ -25,10 +25,12 @@ from perdure.store.upgrade import FOLDER, Migrations
 
 pytestmark = pytest.mark.anyio
 
-SECOND_STEP = '''
+NEWEST = Migrations().newest
+NEXT = f"{int(NEWEST) + 1:04}"
+FURTHER_STEP = '''
 from alembic import op
 import sqlalchemy as sa
-revision, down_revision = "0002", "0001"
+revision, down_revision = "{next}", "{newest}"
 def upgrade():
     with op.batch_alter_table("blocks") as table:
         table.add_column(sa.Column("colour", sa.Text(), nullable=False, server_default="red"))
@@ -36,10 +38,11 @@ def upgrade():
 '''
 
 
-def with_second_step(folder: Path, then: str = "pass") -> Path:
+def with_further_step(folder: Path, then: str = "pass") -> Path:
     """Our migrations and one more, as a later version has them."""
     shutil.copytree(FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "versions" / "0002_colour.py").write_text(SECOND_STEP.format(then=then))
+    step = FURTHER_STEP.format(then=then, next=NEXT, newest=NEWEST)
+    (folder / "versions" / f"{NEXT}_colour.py").write_text(step)
     return folder
 
 
@@ -119,8 +122,9 @@ async def test_the_newest_message_of_a_context_is_found_by_an_index(tmp_path: Pa
 
 def test_the_newest_step_is_alembics_head():
     """File names tell the revisions, so that looking does not need Alembic."""
-    assert Migrations().known == ["0001"]
-    assert ScriptDirectory(str(FOLDER)).get_current_head() == Migrations().newest
+    steps = ScriptDirectory(str(FOLDER))
+    assert Migrations().known == sorted(step.revision for step in steps.walk_revisions())
+    assert steps.get_current_head() == Migrations().newest
 
 
 async def test_a_current_database_is_opened_without_alembic_and_drivers_of_others(tmp_path: Path):
@@ -144,13 +148,13 @@ async def test_an_older_file_is_backed_up_and_upgraded(tmp_path: Path):
     agent_id = (await make_agent(store, blocks=[a_block("kept")])).agent.id
     await store.close()
     later = await open_store(
-        f"sqlite:///{path}", backups=backups, migrations=with_second_step(tmp_path / "later")
+        f"sqlite:///{path}", backups=backups, migrations=with_further_step(tmp_path / "later")
     )
     assert await later.db.read(scalar, "SELECT colour FROM blocks") == "red"
     assert [block.label for block in (await later.agents.get(agent_id)).blocks] == ["kept"]
     await later.close()
     [copy] = backups.iterdir()
-    assert copy.name.startswith("p-0001-")
+    assert copy.name.startswith(f"p-{NEWEST}-")
     assert stat.S_IMODE(copy.stat().st_mode) == 0o600
     restored = await open_store(f"sqlite:///{copy}")
     assert await labels(restored) == ["kept"]
@@ -163,7 +167,7 @@ async def test_an_upgrade_that_fails_changes_nothing(url: str, tmp_path: Path):
     await store.blocks.create(a_block("kept"))
     await store.close()
     with pytest.raises(ZeroDivisionError):
-        await open_store(url, migrations=with_second_step(tmp_path / "later", "1 / 0"))
+        await open_store(url, migrations=with_further_step(tmp_path / "later", "1 / 0"))
     store = await open_store(url)
     assert await labels(store) == ["kept"]
     with pytest.raises(Exception, match="colour"):
@@ -173,8 +177,8 @@ async def test_an_upgrade_that_fails_changes_nothing(url: str, tmp_path: Path):
 
 async def test_a_newer_schema_is_refused_in_words(url: str, tmp_path: Path):
     """An old program must not touch what it does not know."""
-    await (await open_store(url, migrations=with_second_step(tmp_path / "later"))).close()
-    with pytest.raises(SchemaTooNew, match="has schema 0002; this Perdure knows those up to 0001"):
+    await (await open_store(url, migrations=with_further_step(tmp_path / "later"))).close()
+    with pytest.raises(SchemaTooNew, match=f"has schema {NEXT}; this Perdure knows those up to {NEWEST}"):
         await open_store(url)
 
 

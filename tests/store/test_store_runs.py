@@ -7,6 +7,7 @@ import pytest
 from making import a_block, a_run, a_step, an_agent, at, ended, make_agent, said, take_turn
 
 from perdure.domain.errors import Busy, Fenced, Invalid, NotFound, StaleBlock
+from perdure.domain.frames import Batch, Frames
 from perdure.domain.messages import Message, Text, Usage
 from perdure.domain.ports import Accepted, BlockEdit, MessageQuery, Page, RunQuery, StepCommit, StepQuery
 from perdure.domain.records import Block, Run
@@ -153,7 +154,7 @@ async def test_a_worker_that_was_given_up_writes_nothing(store: SqlStore, agent_
     newer = msgspec.structs.replace(run, epoch=2)
     with pytest.raises(Fenced, match=run.id):
         await store.runs.commit(msgspec.structs.replace(late, run=newer, finished=ended(newer) if finishing else None))
-    await store.runs.interrupt(at(1), "gone")
+    await store.runs.interrupt(None, "gone")
     with pytest.raises(Fenced, match=run.id):
         await store.runs.commit(late)
     with pytest.raises(Fenced, match=run.id):
@@ -301,22 +302,40 @@ async def test_a_run_that_waits_for_approval_can_still_be_cancelled(store: SqlSt
         await store.runs.end(msgspec.structs.replace(finished, status="cancelled"))
 
 
-async def test_runs_whose_worker_is_gone_are_ended_and_their_contexts_free(store: SqlStore, agent_id: str):
-    """A beat keeps a run alive; the epoch grows, so that the old worker is fenced off."""
-    living = await begin(store, (await make_agent(store, "Bob")).agent.id)
-    dead = await begin(store, agent_id, metadata={"run_type": "x"})
-    over = await take_turn(store, (await make_agent(store, "Eve")).agent.id)
-    await store.runs.beat([living.id, over.id, "run-x"], at(10))
-    await store.runs.beat([], at(10))
-    assert await store.runs.interrupt(at(5), "The server stopped.") == 1
-    assert await store.runs.interrupt(at(5), "The server stopped.") == 0
-    after = await store.runs.get(dead.id)
-    assert (after.status, after.stop_reason, after.epoch) == ("failed", "error", 2)
-    assert after.completed_at is not None
-    assert (after.metadata["run_type"], after.metadata["error"]["message"]) == ("x", "The server stopped.")
-    assert await store.runs.get(living.id) == living
-    assert await store.runs.get(over.id) == over
-    await begin(store, agent_id)
+async def test_a_run_ends_with_its_last_frames_or_not_at_all(store: SqlStore, agent_id: str):
+    """The end and the frames that tell of it are one transaction; what is refused leaves no frames."""
+    run = await begin(store, agent_id, streamed=True)
+    await store.runs.commit(step_of(run, said("Hi"), frames=Frames(1, 2, b"one;two;")))
+    await store.runs.end(ended(run), frames=Frames(3, 1, b"end;"))
+    logged = [Frames(1, 2, b"one;two;"), Frames(3, 1, b"end;")]
+    assert await store.log.read(run.id, 0, 100) == logged
+    with pytest.raises(Fenced):
+        await store.runs.end(ended(run), frames=Frames(4, 1, b"again;"))
+    for over in (None, ended(run)):
+        with pytest.raises(Fenced):
+            await store.runs.commit(step_of(run, said("late"), finished=over, frames=Frames(4, 1, b"late;")))
+    assert await store.log.read(run.id, 0, 100) == logged
+    assert await history(store, agent_id) == ["You are.", "Hi"]
+
+
+async def test_a_streamed_turn_is_one_statement_more(store: SqlStore, agent_id: str):
+    """Its frames; the transactions are the same."""
+    run = a_run(agent_id, streamed=True)
+    with store.db.tally() as tally:
+        await store.runs.accept(run, b"{}")
+        await store.runs.commit(step_of(run, said("Hi"), finished=ended(run), frames=Frames(1, 1, b"all")))
+    assert (len(tally.statements), tally.transactions) == (5, 2)
+
+
+async def test_a_step_whose_frames_contradict_the_log_is_refused_whole(store: SqlStore, agent_id: str):
+    """The number of a frame never changes; but frames that are there already may come along again."""
+    run = await begin(store, agent_id, streamed=True)
+    await store.log.append([Batch(run.id, 1, Frames(1, 1, b"one;"))])
+    with pytest.raises(Fenced, match="other frames"):
+        await store.runs.commit(step_of(run, said("Hi"), frames=Frames(1, 1, b"uno;")))
+    assert await history(store, agent_id) == ["You are."]
+    await store.runs.commit(step_of(run, said("Hi"), frames=Frames(1, 2, b"one;two;")))
+    assert await store.log.read(run.id, 0, 100) == [Frames(1, 2, b"one;two;")]
 
 
 async def test_a_deleted_run_leaves_its_messages(store: SqlStore, agent_id: str):

@@ -9,6 +9,7 @@
     │   ├── Busy              409  another run holds the context
     │   └── PendingApproval   409  the context waits for an approval
     ├── Gone                  410
+    ├── RunFailed             500  a run that ended before it was asked for, as its record tells it
     ├── NotImplementedYet     501
     ├── Unavailable           503
     ├── SchemaTooNew           –   the database is newer than the program (start-up only)
@@ -45,10 +46,10 @@ class Conflict(PerdureError):
 
 
 class Busy(Conflict):
-    """Another run holds the context; `run_id` names it."""
+    """Another run holds the context; `run_id` names it. `final`: sending the same again by itself would be wrong."""
 
-    def __init__(self, context_id: str, run_id: str):
-        self.run_id = run_id
+    def __init__(self, context_id: str, run_id: str, *, final: bool = False):
+        self.run_id, self.final = run_id, final
         super().__init__(
             f"CONFLICT: {context_id} is currently being processed by another request (run_id={run_id}). "
             "Wait for that run to end, or cancel it, and send again."
@@ -68,6 +69,10 @@ class PendingApproval(Conflict):
 
 class Gone(PerdureError):
     """The thing existed and is kept no longer."""
+
+
+class RunFailed(PerdureError):
+    """How a run failed, told to somebody who asks for it afterwards."""
 
 
 class NotImplementedYet(PerdureError):

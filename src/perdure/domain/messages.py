@@ -121,6 +121,8 @@ class Message(msgspec.Struct, frozen=True, eq=False, weakref=True, omit_defaults
     group_id: str | None = None
     batch_item_id: str | None = None
     is_err: bool | None = None
+    stands_for: tuple[str, ...] = ()
+    """Of a summary: the ids of the messages that it took the place of, in their order. They are kept."""
 
 
 class Stored(msgspec.Struct, frozen=True, eq=False):

@@ -10,7 +10,30 @@ from typing import Any, Protocol
 
 import msgspec
 
+from perdure.domain.conversations import Conversations, SystemText
+from perdure.domain.frames import Frames, Lease, Log, Waiting
 from perdure.domain.messages import Image, Message, Part, Stored, ToolCall, ToolReturn, Usage
+from perdure.domain.queries import (
+    AgentQuery as AgentQuery,
+)
+from perdure.domain.queries import (
+    BlockQuery as BlockQuery,
+)
+from perdure.domain.queries import (
+    MessageQuery as MessageQuery,
+)
+from perdure.domain.queries import (
+    Page as Page,
+)
+from perdure.domain.queries import (
+    RunQuery as RunQuery,
+)
+from perdure.domain.queries import (
+    StepQuery as StepQuery,
+)
+from perdure.domain.queries import (
+    ToolQuery as ToolQuery,
+)
 from perdure.domain.records import Agent, AgentState, Block, Context, ModelInfo, Run, Step, Tool
 
 # --- models ------------------------------------------------------------------------------------------------------
@@ -183,98 +206,6 @@ class Toolbox(Protocol):
 # --- store -------------------------------------------------------------------------------------------------------
 
 
-class Page(msgspec.Struct, frozen=True):
-    """A window of a list. Cursors are ids; `after` means later in the requested order (api-surface §5.5)."""
-
-    limit: int = 50
-    before: str | None = None
-    after: str | None = None
-    ascending: bool = False
-
-
-class AgentQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """Which agents. Empty fields do not restrict."""
-
-    name: str | None = None
-    tags: tuple[str, ...] = ()
-    match_all_tags: bool = False
-    query_text: str | None = None
-    last_stop_reason: str | None = None
-    identity_id: str | None = None
-    project_id: str | None = None
-    template_id: str | None = None
-    base_template_id: str | None = None
-    block_id: str | None = None
-    created_by_id: str | None = None
-
-
-class BlockQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """Which blocks. Empty fields do not restrict; the *_search fields match anywhere, ignoring case."""
-
-    label: str | None = None
-    name: str | None = None
-    tags: tuple[str, ...] = ()
-    match_all_tags: bool = False
-    label_search: str | None = None
-    description_search: str | None = None
-    value_search: str | None = None
-    agents_eq: int | None = None
-    agents_gt: int | None = None
-    agents_lt: int | None = None
-    templates_only: bool = False
-    project_id: str | None = None
-    identity_id: str | None = None
-
-
-class ToolQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """Which tools. Empty fields do not restrict."""
-
-    name: str | None = None
-    names: tuple[str, ...] = ()
-    tool_ids: tuple[str, ...] = ()
-    tool_types: tuple[str, ...] = ()
-    exclude_tool_types: tuple[str, ...] = ()
-    search: str | None = None
-    letta_only: bool = False
-    agent_id: str | None = None
-
-
-class MessageQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """Which messages. `conversation_id`: None = all, `default` = the agent's own."""
-
-    agent_id: str | None = None
-    run_id: str | None = None
-    step_id: str | None = None
-    group_id: str | None = None
-    conversation_id: str | None = None
-    include_err: bool = False
-
-
-class RunQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """Which runs. Empty fields do not restrict."""
-
-    agent_ids: tuple[str, ...] = ()
-    statuses: tuple[str, ...] = ()
-    background: bool | None = None
-    stop_reason: str | None = None
-    conversation_id: str | None = None
-
-
-class StepQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """Which steps. Empty fields do not restrict."""
-
-    agent_id: str | None = None
-    run_id: str | None = None
-    model: str | None = None
-    start: datetime | None = None
-    end: datetime | None = None
-    tags: tuple[str, ...] = ()
-    feedback: str | None = None
-    has_feedback: bool | None = None
-    trace_ids: tuple[str, ...] = ()
-    project_id: str | None = None
-
-
 class Accepted(msgspec.Struct, frozen=True):
     """What the accepting transaction says of the context, to tell whether a cached one is still true."""
 
@@ -299,6 +230,12 @@ class StepCommit(msgspec.Struct, frozen=True, kw_only=True):
     hidden_count: int | None = None
     compiled_at: datetime | None = None
     finished: Run | None = None
+    frames: Frames | None = None
+    """What goes into the run's log with this step."""
+    summary: Message | None = None
+    """A compaction: takes the place, in the context, of all that stands between the system message and `kept_from`."""
+    kept_from: str | None = None
+    """The id of the first message that stays behind the summary; None: none stays."""
 
 
 class Committed(msgspec.Struct, frozen=True):
@@ -414,6 +351,17 @@ class Contexts(Protocol):
     async def load(self, context_id: str) -> Context:
         """Everything of a context. Raises NotFound."""
 
+    async def blocks(self, context_id: str) -> tuple[Block, ...]:
+        """The blocks in sight there: the agent's, with those that the conversation has for itself in their places."""
+
+    async def recompile(
+        self, context_id: str, system: SystemText, now: datetime, *, dry_run: bool = False
+    ) -> str:
+        """Write the system message anew, with the present time and count; answers its text.
+
+        With `dry_run` nothing is stored. Raises NotFound, Invalid (no system message), Busy while a run holds it.
+        """
+
     async def reset(
         self, context_id: str, system_message: Message, messages: Sequence[Message], *, compiled_version: int,
         compiled_at: datetime, hidden_count: int,
@@ -422,15 +370,32 @@ class Contexts(Protocol):
 
 
 class Runs(Protocol):
-    """Runs and their steps."""
+    """Runs and their steps. A run holds its context while it is `running`; while it is `created` it waits its turn."""
 
-    async def accept(self, run: Run, request: bytes) -> Accepted:
-        """Take the context and make the run durable with its request, in one transaction. Raises NotFound, Busy."""
+    async def accept(self, run: Run, request: bytes, *, ahead: bool = False) -> Accepted:
+        """Take the context and make the run durable with its request, in one transaction. Raises NotFound, Busy.
+
+        Busy also while others wait for the context, unless `ahead`: then it goes before them.
+        """
+
+    async def enqueue(self, run: Run, request: bytes, order: bytes, *, limit: int) -> None:
+        """Make a run durable that waits for its context, with its order. Raises NotFound, Busy (`limit` wait already).
+
+        It waits even if the context is free by now: `promote` starts it.
+        """
+
+    async def promote(self, run: Run) -> Accepted | None:
+        """Start a waiting run; None while the context is taken or others wait before it. Raises Fenced if it ended."""
+
+    async def adopt(self, worker: str, leases: Sequence[Lease] | None) -> list[Waiting]:
+        """Take over waiting runs, oldest first, each with a higher epoch, from workers silent since these leases were
+        seen; None: from everybody.
+        """
 
     async def commit(self, commit: StepCommit) -> Committed:
         """Store one step. Raises Fenced (nothing written), StaleBlock (nothing written)."""
 
-    async def end(self, run: Run, step: Step | None = None) -> None:
+    async def end(self, run: Run, step: Step | None = None, frames: Frames | None = None) -> None:
         """End a run outside a step (failure, cancel), with the failed step if there is one. Raises Fenced."""
 
     async def get(self, run_id: str) -> Run:
@@ -439,8 +404,14 @@ class Runs(Protocol):
     async def find(self, query: RunQuery, page: Page) -> list[Run]:
         """A page of runs; cursors follow the requested order."""
 
+    async def with_otid(self, context_id: str, otid: str, since: datetime) -> Run | None:
+        """The newest run of the context, accepted after `since`, whose input has this otid."""
+
+    async def with_request(self, context_id: str, request: bytes, since: datetime) -> Run | None:
+        """The newest run of the context with this very request that is open or ended after `since`."""
+
     async def delete(self, run_id: str) -> None:
-        """Forget a run and its steps; its messages stay."""
+        """Forget a run, its steps and its log; its messages stay."""
 
     async def get_step(self, step_id: str) -> Step:
         """One step."""
@@ -451,11 +422,22 @@ class Runs(Protocol):
     async def update_step(self, step_id: str, change: Callable[[Step], Step]) -> Step:
         """Apply a pure change (feedback, tags)."""
 
-    async def interrupt(self, older_than: datetime, reason: str) -> int:
-        """End runs whose worker is gone: status failed, stop reason error, with `reason`. Answers how many."""
+    async def leases(self) -> list[Lease]:
+        """All open runs, oldest first."""
 
-    async def beat(self, run_ids: Sequence[str], now: datetime) -> None:
-        """Renew the leases of the runs this process works on."""
+    async def interrupt(self, leases: Sequence[Lease] | None, reason: str) -> int:
+        """End running runs of workers silent since these leases were seen (None: all): status failed, stop reason
+        error, with `reason`, a higher epoch. Answers how many.
+        """
+
+    async def beat(self, worker: str, now: datetime) -> None:
+        """Renew the leases of all runs of a worker."""
+
+    async def due_callbacks(self, now: datetime, again_at: datetime, limit: int) -> list[Run]:
+        """Ended runs whose callback is due; each is due again at `again_at`, should nobody settle it before."""
+
+    async def settle_callback(self, run_id: str, change: Callable[[Run], Run], again_at: datetime | None) -> None:
+        """Record what came of a callback, and when it is due again (None: never). Nothing if the run is gone."""
 
 
 class Store(Protocol):
@@ -482,8 +464,16 @@ class Store(Protocol):
         """What runs work on."""
 
     @property
+    def conversations(self) -> Conversations:
+        """Further contexts of agents."""
+
+    @property
     def runs(self) -> Runs:
         """Runs and their steps."""
+
+    @property
+    def log(self) -> Log:
+        """The frames that runs told their readers."""
 
     exclusive: bool
     """Whether no other process can work on this database (SQLite): then every open run at start is a dead one."""

@@ -151,9 +151,23 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     callback_sent_at: datetime | None = None
     callback_status_code: int | None = None
     callback_error: str | None = None
+    callback_tries: int = 0
+    """How often the callback has been tried."""
     ttft_ns: int | None = None
     total_duration_ns: int | None = None
     usage: Usage = Usage()
+    step_count: int = 0
+    context_tokens: int | None = None
+    error_kind: str = ""
+    """The name of the error's class, by which whoever asks later is told the same."""
+    input_count: int = 0
+    """How many of its messages were given to it; they are the first ones."""
+    otids: tuple[str, ...] = ()
+    """The caller's own ids of the input messages, none if any message came without."""
+    streamed: bool = False
+    """Whether what it tells is written to the run log."""
+    worker: str = ""
+    """The process that has the run."""
     epoch: int = 1
     """The fencing number: a write by a worker that holds an older one changes nothing."""
 

@@ -23,6 +23,7 @@ from perdure.domain.ports import AgentQuery, Page
 from perdure.domain.records import Agent, AgentState, Block, Tool
 from perdure.store import blocks as block_rows
 from perdure.store import contexts as context_rows
+from perdure.store import isolation
 from perdure.store import tools as tool_rows
 from perdure.store.codec import encode, micros, moment, text_or_none
 from perdure.store.database import Database
@@ -117,7 +118,9 @@ class SqlAgents:
         return await self._db.write(_update, self._tenant, agent_id, change, block_ids, tool_ids, message_ids)
 
     async def delete(self, agent_id: str) -> None:
-        """Remove the agent with its messages, runs, steps; blocks stay. A run under way is fenced off by it."""
+        """Remove the agent with its messages, runs, steps and conversations; blocks stay, but for those that its
+        conversations have for themselves. A run under way is fenced off by it.
+        """
         await self._db.write(_delete, self._tenant, agent_id)
 
     async def attach_block(self, agent_id: str, block_id: str) -> AgentState:
@@ -284,8 +287,10 @@ def _save(conn: Connection, tenant: str, before: Agent, after: Agent) -> bool:
 
 
 def _delete(conn: Connection, tenant: str, agent_id: str) -> None:
-    if not conn.execute(delete(agents).where(agents.c.tenant_id == tenant, agents.c.id == agent_id)).rowcount:
-        raise NotFound("Agent not found")
+    _locked(conn, tenant, agent_id)  # or a conversation made meanwhile would leave its blocks behind
+    isolated = isolation.of_agent(conn, agent_id)
+    conn.execute(delete(agents).where(agents.c.id == agent_id))
+    isolation.discard(conn, tenant, isolated)
 
 
 def _attached(conn: Connection, table: Table, agent_id: str, other_id: str) -> bool:

@@ -38,6 +38,11 @@ def plain(text: str) -> str:
     return text.replace("\0", "").encode("utf-8", "replace").decode()
 
 
+def text_of_request(request: bytes) -> str:
+    """A request as it is kept and compared."""
+    return plain(request.decode(errors="replace"))
+
+
 def text_or_none(value: Any) -> str | None:
     """A value that was stored only to be echoed, if it is text that can stand in a column."""
     return value if isinstance(value, str) else None

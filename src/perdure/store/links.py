@@ -18,11 +18,12 @@ from sqlalchemy import (
     func,
     insert,
     select,
+    union_all,
     update,
 )
 
 from perdure.domain.records import Block, Tool
-from perdure.store.schema import agent_blocks, agent_tools, agents, blocks, tools
+from perdure.store.schema import agent_blocks, agent_tools, agents, blocks, conversation_blocks, conversations, tools
 
 _BLOCK = msgspec.json.Decoder(Block)
 _TOOL = msgspec.json.Decoder(Tool)
@@ -89,8 +90,14 @@ def bump(conn: Connection, tenant: str, which: ColumnElement[bool]) -> dict[str,
 
 
 def with_block(*block_ids: str) -> ColumnElement[bool]:
-    """Agents that have one of the blocks."""
-    return agents.c.id.in_(select(agent_blocks.c.agent_id).where(agent_blocks.c.block_id.in_(block_ids)))
+    """Agents that have one of the blocks, or have a conversation that has it for itself."""
+    attached = select(agent_blocks.c.agent_id).where(agent_blocks.c.block_id.in_(block_ids))
+    isolated = (
+        select(conversations.c.agent_id)
+        .join(conversation_blocks, conversation_blocks.c.conversation_id == conversations.c.id)
+        .where(conversation_blocks.c.block_id.in_(block_ids))
+    )
+    return agents.c.id.in_(union_all(attached, isolated))
 
 
 def with_tool(tool_id: str) -> ColumnElement[bool]:

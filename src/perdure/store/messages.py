@@ -23,6 +23,7 @@ from perdure.domain.messages import Image, Message, Stored, decode
 from perdure.domain.ports import MessageQuery, Page, SearchHit
 from perdure.store.codec import encode, micros
 from perdure.store.database import Database
+from perdure.store.inheritance import history, shared_with
 from perdure.store.schema import WORD_RULES, message_images, messages
 from perdure.store.words import query_words, searchable
 
@@ -119,7 +120,7 @@ def images_of(message: Message) -> Iterator[Image]:
 
 def _find(conn: Connection, tenant: str, query: MessageQuery, page: Page) -> list[Stored]:
     number = messages.c.sequence_id
-    wanted: Select[Any] = select(number, messages.c.body).where(*_conditions(tenant, query))
+    wanted: Select[Any] = select(number, messages.c.body).where(*_conditions(conn, tenant, query))
     if page.after is not None:
         wanted = wanted.where(number > _number_of(conn, tenant, query, page.after))
     if page.before is not None:
@@ -128,24 +129,34 @@ def _find(conn: Connection, tenant: str, query: MessageQuery, page: Page) -> lis
     return [Stored(sequence_id, decode(body)) for sequence_id, body in conn.execute(wanted)]
 
 
-def _conditions(tenant: str, query: MessageQuery) -> list[ColumnElement[bool]]:
+def _conditions(conn: Connection, tenant: str, query: MessageQuery) -> list[ColumnElement[bool]]:
     c = messages.c
     found = [c.tenant_id == tenant]
     exact = ((c.agent_id, query.agent_id), (c.run_id, query.run_id), (c.step_id, query.step_id),
              (c.group_id, query.group_id))  # fmt: skip
     found += [column == value for column, value in exact if value is not None]
     if query.conversation_id is not None:
-        own = query.conversation_id == "default"
-        found.append(c.conversation_id.is_(None) if own else c.conversation_id == query.conversation_id)
+        found.append(_of_conversation(conn, tenant, query.conversation_id))
     if not query.include_err:
         found.append(~c.is_err)
     return found
+
+
+def _of_conversation(conn: Connection, tenant: str, conversation_id: str) -> ColumnElement[bool]:
+    """Messages of one conversation; of a fork also those that it shares with the conversation it came from."""
+    if conversation_id == "default":
+        return messages.c.conversation_id.is_(None)
+    if not shared_with(conn, conversation_id):
+        return messages.c.conversation_id == conversation_id
+    return messages.c.sequence_id.in_(history(tenant, [conversation_id]))
 
 
 def _number_of(conn: Connection, tenant: str, query: MessageQuery, cursor: str) -> int:
     found = select(messages.c.sequence_id).where(messages.c.tenant_id == tenant, messages.c.id == cursor)
     if query.agent_id is not None:
         found = found.where(messages.c.agent_id == query.agent_id)
+    if query.conversation_id is not None:
+        found = found.where(_of_conversation(conn, tenant, query.conversation_id))
     number: int | None = conn.scalar(found)
     if number is None:
         raise NotFound(f"Message not found: {cursor}. A cursor must be the id of a message of this list.")

@@ -14,7 +14,9 @@ from perdure.store import sqlite
 from perdure.store.agents import SqlAgents
 from perdure.store.blocks import SqlBlocks
 from perdure.store.contexts import SqlContexts
+from perdure.store.conversations import SqlConversations
 from perdure.store.database import Database
+from perdure.store.log import SqlLog
 from perdure.store.messages import SqlMessages
 from perdure.store.runs import SqlRuns
 from perdure.store.tools import SqlTools
@@ -35,7 +37,9 @@ class SqlStore:
         self.tools = SqlTools(db, tenant)
         self.messages = SqlMessages(db, tenant)
         self.contexts = SqlContexts(db, tenant)
+        self.conversations = SqlConversations(db, tenant)
         self.runs = SqlRuns(db, tenant, clock)
+        self.log = SqlLog(db, tenant)
 
     def scoped(self, tenant: str) -> "SqlStore":
         """The store of another tenant in the same database; closing either closes the database."""

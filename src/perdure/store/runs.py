@@ -26,15 +26,18 @@ from sqlalchemy.exc import IntegrityError
 
 from perdure.domain.clock import Clock
 from perdure.domain.errors import Busy, Fenced, NotFound, PerdureError, Unavailable
+from perdure.domain.frames import Frames, Lease, Waiting
 from perdure.domain.ports import Accepted, Committed, Page, RunQuery, StepCommit, StepQuery
 from perdure.domain.records import Run, Step
-from perdure.store import edits, steps
-from perdure.store.codec import encode, micros
+from perdure.store import callbacks, compaction, edits, line, repeats, steps
+from perdure.store import leases as lease_rows
+from perdure.store.codec import encode, micros, text_of_request
 from perdure.store.contexts import HOLDER, NEWEST, rewrite
 from perdure.store.database import Database
+from perdure.store.log import insert_frames
 from perdure.store.messages import insert_messages
 from perdure.store.paging import Order, page_of
-from perdure.store.schema import HOLDS, agents, contexts, runs
+from perdure.store.schema import HOLDS, OPEN, WAITS, agents, contexts, runs
 from perdure.store.schema import steps as step_rows
 
 _RUN = msgspec.json.Decoder(Run)
@@ -43,7 +46,7 @@ ATTEMPTS = 5
 
 _COLUMNS = (
     runs.c.id, runs.c.tenant_id, runs.c.agent_id, runs.c.context_id, runs.c.conversation_id, runs.c.status,
-    runs.c.background, runs.c.created_at, runs.c.heartbeat_at, runs.c.epoch, runs.c.request, runs.c.body,
+    runs.c.background, runs.c.created_at, runs.c.epoch, runs.c.request, runs.c.body, runs.c.worker,
 )  # fmt: skip
 
 _TAKE = insert(runs).from_select(
@@ -54,6 +57,7 @@ _TAKE = insert(runs).from_select(
         contexts.c.id == bindparam("context_id"), contexts.c.tenant_id == bindparam("tenant_id"),
         contexts.c.agent_id == bindparam("agent_id"),
         ~select(runs.c.id).where(runs.c.context_id == bindparam("context_id"), HOLDS).exists(),
+        or_(bindparam("ahead"), ~select(runs.c.id).where(runs.c.context_id == bindparam("context_id"), WAITS).exists()),
     )
     .with_for_update(read=True, of=contexts),
 )  # fmt: skip
@@ -78,6 +82,7 @@ _MINE = and_(
 _OUTCOME: dict[str, BindParameter[Any]] = {
     "status": bindparam("new_status"), "stop_reason": bindparam("new_stop_reason"),
     "completed_at": bindparam("new_completed_at"), "body": bindparam("new_body"),
+    "callback_at": bindparam("new_callback_at"),
 }  # fmt: skip
 
 FINISH = update(runs).where(_MINE, HOLDS).values(**_OUTCOME)
@@ -88,14 +93,14 @@ END = (
     .where(
         _MINE,
         or_(
-            HOLDS,
+            OPEN,
             and_(
                 runs.c.status == "completed", runs.c.stop_reason == "requires_approval",
                 bindparam("new_status") == "cancelled",
             ),
         ),
     )
-    .values(**_OUTCOME)
+    .values(**_OUTCOME, waiting_order=None)
 )  # fmt: skip
 """End a run outside a step. One that waits for an approval is over and can still be cancelled (spec §9.1)."""
 
@@ -120,12 +125,15 @@ class SqlRuns:
     def __init__(self, db: Database, tenant: str, clock: Clock):
         self._db, self._tenant, self._clock = db, tenant, clock
 
-    async def accept(self, run: Run, request: bytes) -> Accepted:
-        """Take the context and make the run durable with its request, in one transaction. Raises NotFound, Busy."""
-        values = _new_row(self._tenant, run, request)
+    async def accept(self, run: Run, request: bytes, *, ahead: bool = False) -> Accepted:
+        """Take the context and make the run durable with its request, in one transaction. Raises NotFound, Busy.
+
+        Busy also while others wait for the context, unless `ahead`: then it goes before them.
+        """
+        values = {**new_row(self._tenant, run, request), "ahead": ahead}
         for _ in range(ATTEMPTS):
             try:
-                outcome = await self._db.write(_accept, values)
+                outcome = await self._db.write(_accept, values, run.otids)
             except IntegrityError:  # the context was taken or deleted between our look and our insert: look again
                 continue
             if isinstance(outcome, PerdureError):
@@ -143,9 +151,32 @@ class SqlRuns:
                 raise Fenced(f"{commit.run.id} is gone.") from error
             raise
 
-    async def end(self, run: Run, step: Step | None = None) -> None:
+    async def enqueue(self, run: Run, request: bytes, order: bytes, *, limit: int) -> None:
+        """Make a run durable that waits for its context, with its order. Raises NotFound, Busy (`limit` wait already).
+
+        It waits even if the context is free by now: `promote` starts it.
+        """
+        row = new_row(self._tenant, run, request)
+        try:
+            await self._db.write(line.enqueue, self._tenant, row, run.otids, order, limit)
+        except IntegrityError as error:
+            if _is_orphaned(error):  # the agent was deleted while this was written
+                raise NotFound("Agent not found") from error
+            raise
+
+    async def promote(self, run: Run) -> Accepted | None:
+        """Start a waiting run; None while the context is taken or others wait before it. Raises Fenced if it ended."""
+        return await self._db.write(line.promote, self._tenant, run)
+
+    async def adopt(self, worker: str, leases: Sequence[Lease] | None) -> list[Waiting]:
+        """Take over waiting runs, oldest first, each with a higher epoch, from workers silent since these leases were
+        seen; None: from everybody.
+        """
+        return await self._db.write(line.adopt, self._tenant, worker, leases)
+
+    async def end(self, run: Run, step: Step | None = None, frames: Frames | None = None) -> None:
         """End a run outside a step (failure, cancel), with the failed step if there is one. Raises Fenced."""
-        await self._db.write(_end, self._tenant, run, step)
+        await self._db.write(_end, self._tenant, run, step, frames)
 
     async def get(self, run_id: str) -> Run:
         """One run. Raises NotFound."""
@@ -156,7 +187,7 @@ class SqlRuns:
         return await self._db.read(_find, self._tenant, query, page)
 
     async def delete(self, run_id: str) -> None:
-        """Forget a run and its steps; its messages stay. Raises NotFound."""
+        """Forget a run, its steps and its log; its messages stay. Raises NotFound."""
         await self._db.write(_delete, self._tenant, run_id)
 
     async def get_step(self, step_id: str) -> Step:
@@ -171,33 +202,55 @@ class SqlRuns:
         """Apply a pure change (feedback, tags). Raises NotFound."""
         return await self._db.write(steps.change, self._tenant, step_id, change)
 
-    async def interrupt(self, older_than: datetime, reason: str) -> int:
-        """End runs whose worker is gone: status failed, stop reason error, with `reason`. Answers how many."""
-        return await self._db.write(_interrupt, self._tenant, older_than, reason, self._clock.now())
+    async def with_otid(self, context_id: str, otid: str, since: datetime) -> Run | None:
+        """The newest run of the context, accepted after `since`, whose input has this otid."""
+        return await self._db.read(repeats.with_otid, self._tenant, context_id, otid, since)
 
-    async def beat(self, run_ids: Sequence[str], now: datetime) -> None:
-        """Renew the leases of the runs this process works on."""
-        if run_ids:
-            await self._db.write(_beat, self._tenant, tuple(run_ids), now)
+    async def with_request(self, context_id: str, request: bytes, since: datetime) -> Run | None:
+        """The newest run of the context with this very request that is open or ended after `since`."""
+        return await self._db.read(repeats.with_request, self._tenant, context_id, request, since)
+
+    async def leases(self) -> list[Lease]:
+        """All open runs, oldest first."""
+        return await self._db.read(lease_rows.leases, self._tenant)
+
+    async def interrupt(self, leases: Sequence[Lease] | None, reason: str) -> int:
+        """End running runs of workers silent since these leases were seen (None: all): status failed, stop reason
+        error, with `reason`, a higher epoch. Answers how many.
+        """
+        return await self._db.write(lease_rows.interrupt, self._tenant, leases, reason, self._clock.now())
+
+    async def beat(self, worker: str, now: datetime) -> None:
+        """Renew the leases of all runs of a worker."""
+        await self._db.write(lease_rows.beat, worker, now)
+
+    async def due_callbacks(self, now: datetime, again_at: datetime, limit: int) -> list[Run]:
+        """Ended runs whose callback is due; each is due again at `again_at`, should nobody settle it before."""
+        return await self._db.write(callbacks.due, self._tenant, now, again_at, limit)
+
+    async def settle_callback(self, run_id: str, change: Callable[[Run], Run], again_at: datetime | None) -> None:
+        """Record what came of a callback, and when it is due again (None: never). Nothing if the run is gone."""
+        await self._db.write(callbacks.settle, self._tenant, run_id, change, again_at)
 
 
-def _new_row(tenant: str, run: Run, request: bytes) -> dict[str, Any]:
-    created = micros(run.created_at)
+def new_row(tenant: str, run: Run, request: bytes) -> dict[str, Any]:
+    """A run as it is first stored."""
     return {
         "id": run.id, "tenant_id": tenant, "agent_id": run.agent_id, "context_id": run.context_id,
         "conversation_id": run.conversation_id, "status": run.status, "background": run.background,
-        "created_at": created, "heartbeat_at": created, "epoch": run.epoch,
-        "request": request.decode(errors="replace"), "body": encode(run),
+        "created_at": micros(run.created_at), "epoch": run.epoch, "request": text_of_request(request),
+        "body": encode(run), "worker": run.worker,
     }  # fmt: skip
 
 
-def _accept(conn: Connection, values: dict[str, Any]) -> Accepted | PerdureError | None:
+def _accept(conn: Connection, values: dict[str, Any], otids: Sequence[str]) -> Accepted | PerdureError | None:
     """What is true of the context now taken; or why it cannot be taken; or None if it has just become free."""
     taken = conn.execute(ACCEPT[conn.dialect.name], values).one_or_none()
     if taken is not None:
+        repeats.note(conn, values, otids)
         return Accepted(*(taken if len(taken) == 3 else taken[0]))
     key = {"tenant": values["tenant_id"], "context_id": values["context_id"]}
-    holder = conn.scalar(HOLDER, key)
+    holder = conn.scalar(HOLDER, key) or (None if values["ahead"] else conn.scalar(line.FIRST, key))
     if holder is not None:
         return Busy(values["context_id"], holder)
     known = select(contexts.c.id).where(
@@ -221,7 +274,11 @@ def _commit(conn: Connection, tenant: str, commit: StepCommit) -> Committed:
         conn, tenant, commit.messages, agent_id=run.agent_id, context_id=run.context_id,
         conversation_id=run.conversation_id,
     )  # fmt: skip
-    version = edits.apply(conn, tenant, run.agent_id, commit.edits) if commit.edits else None
+    if commit.summary:
+        newest = compaction.shorten(conn, tenant, commit, commit.summary)
+    if commit.frames:
+        insert_frames(conn, tenant, run.id, commit.frames)
+    version = edits.apply(conn, tenant, run.agent_id, commit.edits, run.conversation_id) if commit.edits else None
     _recompile(conn, tenant, commit)
     return Committed(newest or conn.scalar(NEWEST, {"context_id": run.context_id}) or 0, version)
 
@@ -250,6 +307,7 @@ def _close(conn: Connection, tenant: str, statement: Any, run: Run) -> None:
         "tenant": tenant, "run": run.id, "mine": run.epoch, "new_status": run.status,
         "new_stop_reason": run.stop_reason, "new_body": encode(run),
         "new_completed_at": micros(run.completed_at) if run.completed_at else None,
+        "new_callback_at": callbacks.first_try(run),
     }  # fmt: skip
     if not conn.execute(statement, outcome).rowcount:
         raise _fenced(run)
@@ -264,8 +322,10 @@ def _is_orphaned(error: IntegrityError) -> bool:
     return getattr(error.orig, "sqlstate", None) == "23503" or "FOREIGN KEY" in str(error.orig)
 
 
-def _end(conn: Connection, tenant: str, run: Run, step: Step | None) -> None:
+def _end(conn: Connection, tenant: str, run: Run, step: Step | None, frames: Frames | None) -> None:
     _close(conn, tenant, END, run)
+    if frames:
+        insert_frames(conn, tenant, run.id, frames)
     if step:
         steps.insert(conn, tenant, step)
 
@@ -303,31 +363,3 @@ def _conditions(tenant: str, query: RunQuery) -> list[ColumnElement[bool]]:
 def _delete(conn: Connection, tenant: str, run_id: str) -> None:
     if not conn.execute(delete(runs).where(runs.c.tenant_id == tenant, runs.c.id == run_id)).rowcount:
         raise NotFound(f"Run not found: {run_id}")
-
-
-def _interrupt(conn: Connection, tenant: str, older_than: datetime, reason: str, now: datetime) -> int:
-    abandoned = (
-        select(runs.c.sequence, runs.c.epoch, runs.c.body)
-        .where(runs.c.tenant_id == tenant, HOLDS, runs.c.heartbeat_at < micros(older_than))
-        .with_for_update(skip_locked=True)
-    )
-    rows = conn.execute(abandoned).all()
-    for row in rows:
-        run = _RUN.decode(row.body)
-        error = {"error_type": "internal_error", "message": reason, "detail": "The worker of this run is gone."}
-        ended = msgspec.structs.replace(
-            run, status="failed", stop_reason="error", completed_at=now, epoch=row.epoch + 1,
-            metadata={**run.metadata, "error": error},
-        )  # fmt: skip
-        conn.execute(
-            update(runs).where(runs.c.sequence == row.sequence).values(
-                status=ended.status, stop_reason=ended.stop_reason, completed_at=micros(now), epoch=ended.epoch,
-                body=encode(ended),
-            )
-        )  # fmt: skip
-    return len(rows)
-
-
-def _beat(conn: Connection, tenant: str, run_ids: Sequence[str], now: datetime) -> None:
-    alive = update(runs).where(runs.c.tenant_id == tenant, runs.c.id.in_(run_ids), HOLDS)
-    conn.execute(alive.values(heartbeat_at=micros(now)))

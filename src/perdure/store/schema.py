@@ -1,7 +1,8 @@
 """The tables, declared once for both databases. `migrations/` builds them; a test proves that both agree.
 
 Records stand whole as JSON text in `body` (jsonb would refuse U+0000); beside it is a column for everything that is
-filtered, sorted or joined on. Moments are microseconds since 1970. Every row names its tenant.
+filtered, sorted or joined on. Moments are microseconds since 1970. Every row names its tenant, but for `workers`,
+which are processes.
 
 Each index of `messages`, `runs` and `steps` is paid for in every turn (about 10 µs), so they have those that a common
 question needs and no others: lists of a tenant go along the primary key, steps of an agent go by its runs.
@@ -11,6 +12,7 @@ The index of words (FTS5 with its triggers; GIN) is not declared here, since no 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -21,6 +23,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     Text,
@@ -30,9 +33,6 @@ from sqlalchemy import (
 )
 
 from perdure.store.codec import plain
-
-ACTIVE = ("created", "running")
-"""Statuses of a run that holds its context."""
 
 WORD_RULES = "perdure_words"
 """PostgreSQL's text search configuration: English stems, no stop words (as FTS5's porter has none)."""
@@ -185,6 +185,10 @@ Index(
     "ix_messages_in_context", messages.c.context_id, messages.c.sequence_id,
     postgresql_where=messages.c.in_context, sqlite_where=messages.c.in_context,
 )  # fmt: skip
+Index(
+    "ix_messages_conversation", messages.c.conversation_id, messages.c.sequence_id,
+    postgresql_where=messages.c.conversation_id.is_not(None), sqlite_where=messages.c.conversation_id.is_not(None),
+)  # fmt: skip
 
 message_images = Table(
     "message_images", metadata,
@@ -203,17 +207,53 @@ runs = Table(
     Column("status", Plain, nullable=False),
     Column("stop_reason", Plain),
     Column("background", Boolean, nullable=False),
-    _moment("created_at"), _moment("completed_at", nullable=True), _moment("heartbeat_at"),
+    _moment("created_at"), _moment("completed_at", nullable=True),
     Column("epoch", BigInteger, nullable=False),
     Column("request", Plain, nullable=False),
     Column("body", Text, nullable=False),
+    Column("worker", Plain, nullable=False, server_default=""),
+    _moment("callback_at", nullable=True),
+    Column("waiting_order", Text),
     Index(None, "agent_id", "completed_at"),
     sqlite_autoincrement=True,
 )  # fmt: skip
-HOLDS = text("runs.status IN ('created', 'running')")
+OPEN = text("runs.status IN ('created', 'running')")
+"""A run in one of these states is not over. No index serves this."""
+HOLDS = text("runs.status = 'running'")
 """A run in this state holds its context, as a condition that the index of leases serves."""
-_holds = text("status IN ('created', 'running')")
-Index("uq_runs_lease", runs.c.context_id, unique=True, postgresql_where=_holds, sqlite_where=_holds)
+WAITS = text("runs.status = 'created'")
+"""A run in this state waits for its context, likewise for the index of the line."""
+
+
+def _partial(name: str, condition: str, *columns: Any, unique: bool = False) -> None:
+    where = text(condition)
+    Index(name, *columns, unique=unique, postgresql_where=where, sqlite_where=where)
+
+
+_partial("uq_runs_lease", "status = 'running'", runs.c.context_id, unique=True)
+_partial("ix_runs_line", "status = 'created'", runs.c.context_id, runs.c.sequence)
+_partial("ix_runs_callback_at", "callback_at IS NOT NULL", runs.c.callback_at)
+
+workers = Table("workers", metadata, _id(), _moment("heartbeat_at"))
+
+run_otids = Table(
+    "run_otids", metadata,
+    _owner("run_id", "runs.id", primary_key=True), Column("otid", Plain, primary_key=True),
+    _tenant(), Column("context_id", Plain, nullable=False),
+    Index(None, "context_id", "otid"),
+)  # fmt: skip
+
+# By the number of the run: runs that are under way together are neighbours in the index then, so that saving frames
+# of all of them costs SQLite half the time and a third of the bytes written.
+run_frames = Table(
+    "run_frames", metadata,
+    Column("run_sequence", BigInteger, ForeignKey(runs.c.sequence, ondelete="CASCADE"), primary_key=True,
+           autoincrement=False),
+    Column("first", BigInteger, primary_key=True, autoincrement=False),
+    _tenant(),
+    Column("count", BigInteger, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+)  # fmt: skip
 
 steps = Table(
     "steps", metadata,
@@ -227,3 +267,32 @@ steps = Table(
     Index(None, "run_id"),
     sqlite_autoincrement=True,
 )  # fmt: skip
+
+conversations = Table(
+    "conversations", metadata,
+    _id(), _tenant(), _owner("agent_id", "agents.id"),
+    _moment("created_at"), _moment("updated_at"), _moment("last_message_at", nullable=True),
+    _moment("archived_at", nullable=True), _moment("deleted_at", nullable=True),
+    Column("hidden", Boolean, nullable=False),
+    Column("summary", Plain),
+    Column("body", Text, nullable=False),
+    Index(None, "tenant_id", "created_at", "id"),
+    Index(None, "agent_id", "created_at", "id"),
+)  # fmt: skip
+
+conversation_blocks = Table(
+    "conversation_blocks", metadata,
+    _owner("conversation_id", "conversations.id", primary_key=True),
+    _owner("block_id", "blocks.id", primary_key=True),
+    _tenant(),
+    Index(None, "block_id"),
+)  # fmt: skip
+
+context_inherited = Table(
+    "context_inherited", metadata,
+    _owner("context_id", "contexts.id", primary_key=True),
+    Column("message_sequence", BigInteger, primary_key=True),
+    Column("position", BigInteger, nullable=False),
+    Column("in_context", Boolean, nullable=False),
+)  # fmt: skip
+"""Messages that a context shares with the one it was forked from. They go only with their agent, as contexts do."""

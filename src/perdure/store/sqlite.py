@@ -56,7 +56,7 @@ def engine(path: Path, *pragmas: str) -> Engine:
         # SQLite's own lower() knows ASCII only; searches shall ignore case in every script, as on PostgreSQL.
         raw.create_function("lower", 1, _lower, deterministic=True)
         # fullfsync: on macOS a plain fsync leaves the data in the drive's cache.
-        for pragma in ("foreign_keys=ON", "cache_size=-32000", "temp_store=MEMORY", "fullfsync=ON", *pragmas):
+        for pragma in ("foreign_keys=ON", "cache_size=-8000", "temp_store=MEMORY", "fullfsync=ON", *pragmas):
             raw.execute(f"PRAGMA {pragma}")
 
     event.listen(made, "connect", connected)
