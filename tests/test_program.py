@@ -1,16 +1,13 @@
 """The composition root: providers from settings, the built-in tools in the store, the runs of dead processes."""
 
-import asyncio
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from perdure.domain.errors import Unavailable
 from perdure.domain.ports import Page, ToolQuery
 from perdure.models.openai import OpenAIProvider
-from perdure.program import assembled, configured, offer, sweeping
-from perdure.runs.executor import Executor
+from perdure.program import assembled, configured, offer
 from perdure.settings import Settings, SettingsError
 from perdure.store import open_store
 from perdure.testing import Running, Say
@@ -87,29 +84,6 @@ async def test_a_new_version_describes_its_tools_anew(tmp_path: Path) -> None:
     await store.close()
     assert found[renamed.name] == msgspec.structs.replace(renamed, return_char_limit=7)
     assert found[users.name].description == "mine"
-
-
-class Flaky(Executor):
-    """An executor whose database is away at first."""
-
-    def __init__(self, rounds: int) -> None:
-        self.left, self.done = rounds, asyncio.Event()
-
-    async def recover(self) -> int:
-        self.left -= 1
-        if not self.left:
-            self.done.set()
-        raise Unavailable("The database could not do this.")
-
-
-async def test_looking_for_dead_processes_goes_on_when_the_database_was_away() -> None:
-    """One failed look must not end the watch."""
-    flaky = Flaky(rounds=3)
-    watch = asyncio.create_task(sweeping(flaky, every=0))
-    await flaky.done.wait()
-    watch.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await watch
 
 
 async def test_the_kit_runs_the_whole_program(server: Running) -> None:

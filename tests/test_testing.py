@@ -83,8 +83,7 @@ async def test_the_recorder_keeps_what_a_run_tells() -> None:
     async with server(Say(["Hel", "lo."])) as running, AsyncLetta(base_url=running.base_url) as client:
         agent = (await client.agents.create(model=running.handle)).id
         said = Message(id=new_id("message"), role="user", created_at=SystemClock().now(), content=(Text("Hi"),))
-        ongoing = await running.program.executor.start(Order(agent, [said], b"{}", Options(deltas=True)))
-        recorder = await record(ongoing.channel)
+        recorder = await record(running.program.executor, Order(agent, [said], b"{}", Options(deltas=True)))
     assert [type(event) for event in recorder] == [RunStarted, TextDelta, TextDelta, StepCommitted, RunEnded]
     assert recorder.text == "Hello."
     assert recorder.ended.stop_reason == "end_turn"

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import msgspec
 import structlog
@@ -15,8 +16,11 @@ from pydantic import AnyHttpUrl, SecretStr
 
 from perdure.api.app import create_app
 from perdure.api.deps import Deps
+from perdure.api.sse import renderings
+from perdure.api.views import run_view
 from perdure.domain.clock import Clock, SystemClock
 from perdure.domain.errors import PerdureError
+from perdure.domain.frames import Log
 from perdure.domain.ports import Models, Page, Provider, Store, ToolQuery
 from perdure.domain.ports import Tools as ToolRecords
 from perdure.domain.records import Tool
@@ -24,7 +28,9 @@ from perdure.models.catalog import Catalog
 from perdure.models.demo import DemoProvider
 from perdure.models.discover import probe_local
 from perdure.models.openai import OpenAIProvider
-from perdure.runs.executor import LEASE, Executor
+from perdure.runs.callbacks import EVERY, Callbacks
+from perdure.runs.executor import Executor
+from perdure.runs.signing import kept, key_of
 from perdure.serving import Application
 from perdure.settings import Settings, SettingsError
 from perdure.store import open_store
@@ -35,7 +41,8 @@ log = structlog.get_logger()
 
 HOMES = {"openai": "https://api.openai.com/v1", "openrouter": "https://openrouter.ai/api/v1"}
 """Where providers are that need only a key."""
-SWEEP = LEASE.total_seconds() / 2
+PRUNE_SECONDS = 300
+"""How often streams that are kept no longer are removed from the database."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +53,17 @@ class Program:
     store: Store
     models: Models
     executor: Executor
+    callbacks: Callbacks
 
 
 @contextlib.asynccontextmanager
 async def assembled(
-    settings: Settings, providers: Sequence[Provider], clock: Clock | None = None, *, sweep: float | None = SWEEP
+    settings: Settings, providers: Sequence[Provider], clock: Clock | None = None, *, watching: bool = True
 ) -> AsyncIterator[Program]:
     """Everything between the settings and the application, ready to serve; taken apart at the end.
 
-    Every `sweep` seconds it looks for runs of dead processes, if others can work on the database (None: never).
+    `watching`: look again and again for what other processes have left: runs, if they can work on the database too,
+    and callbacks.
     Raises SettingsError, and what `open_store` does: Invalid, SchemaTooNew, Unavailable.
     """
     clock = clock or SystemClock()
@@ -68,17 +77,26 @@ async def assembled(
         at_end.push_async_callback(store.close)
         toolbox = ServerToolbox()
         await offer(store.tools, toolbox.builtin())
-        executor = Executor(store=store, models=models, toolbox=toolbox, clock=clock)
+        egress = egress_of(settings)
+        callbacks = Callbacks(
+            store.runs, egress, run_view, clock, callback_key(settings), every=EVERY if watching else None
+        )  # fmt: skip
+        at_end.push_async_callback(callbacks.close)
+        executor = Executor(store, models, toolbox, clock, renderings(clock), on_callback=callbacks.nudge)
         at_end.push_async_callback(executor.drain, 0)
-        await end_orphans(executor)
-        if sweep is not None and not store.exclusive:
-            at_end.callback(asyncio.create_task(sweeping(executor, every=sweep)).cancel)
+        await executor.recover()
+        callbacks.start()
+        if watching and not store.exclusive:
+            at_end.callback(asyncio.create_task(executor.watch.run()).cancel)
+        retention = timedelta(hours=settings.stream_retention_hours)
+        at_end.callback(asyncio.create_task(pruning(store.log, clock, retention)).cancel)
         deps = Deps(
             store=store, models=models, toolbox=toolbox, executor=executor, clock=clock,
-            fetch_image=egress_of(settings).fetch_image, password=settings.password,
+            fetch_image=egress.fetch_image, check_callback=callbacks.check, password=settings.password,
+            ping_seconds=settings.ping_seconds, stream_retention=retention,
         )  # fmt: skip
         app = create_app(deps, max_body=settings.max_body_bytes, hosts=settings.allowed_hosts)
-        yield Program(app, store, models, executor)
+        yield Program(app, store, models, executor, callbacks)
 
 
 async def providers_of(settings: Settings, port: int) -> list[Provider]:
@@ -135,6 +153,15 @@ def egress_of(settings: Settings) -> Egress:
         raise SettingsError(f"The setting 'egress_allow' is wrong: {error}") from None
 
 
+def callback_key(settings: Settings) -> bytes | None:
+    """What callbacks are signed with: the setting, else a secret that the data directory keeps; None if it cannot."""
+    try:
+        return key_of(shown(settings.callback_secret) or kept(settings.home / "callback_secret"))
+    except PerdureError as error:  # most servers never call back, and such a one must start all the same
+        log.warning("callback_url will be refused: there is no secret to sign with", reason=str(error))
+        return None
+
+
 async def offer(records: ToolRecords, builtin: Sequence[Tool]) -> None:
     """Have the built-in tools in the store as this version describes them.
 
@@ -162,17 +189,11 @@ def renewed(tool: Tool, stored: Tool | None) -> Tool | None:
     return None if after == stored else msgspec.structs.replace(after, updated_at=tool.updated_at)
 
 
-async def end_orphans(executor: Executor) -> None:
-    """End the runs of processes that died."""
-    if count := await executor.recover():
-        log.warning("ended runs that a dead process left open", runs=count)
-
-
-async def sweeping(executor: Executor, *, every: float) -> None:
-    """Where other processes work on the same database, look for dead ones' runs every so many seconds, for ever."""
+async def pruning(frames: Log, clock: Clock, retention: timedelta) -> None:
+    """Remove streams that are kept no longer, again and again."""
     while True:
-        await asyncio.sleep(every)
+        await asyncio.sleep(PRUNE_SECONDS)
         try:
-            await end_orphans(executor)
+            await frames.prune(clock.now() - retention)
         except PerdureError as error:  # the database is away: the next round may find it
-            log.warning("could not look for runs of dead processes", reason=str(error))
+            log.warning("could not remove old streams", reason=str(error))

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from types import FrameType
 from typing import Any
 
+import structlog
 import uvicorn
 
 from perdure.settings import SettingsError
@@ -28,6 +29,13 @@ KEEP_ALIVE = 75
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 LINGER = 2
 """Seconds that the last answers have to reach their readers once every run has ended."""
+
+AT_ONCE = 64
+"""Connections taken in one round, so that those who are served need not wait long either."""
+BREATHER = 1.0
+"""Seconds without taking any when the system has run out of files or memory."""
+OUT_OF_MEANS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+log = structlog.get_logger()
 
 
 def is_loopback(host: str) -> bool:
@@ -80,6 +88,59 @@ def url_of(bound: socket.socket) -> str:
     return f"http://{f'[{address}]' if address.version == 6 else address}:{port}"
 
 
+class Door:
+    """Takes connections off one listening socket, all that wait at a time. `greet` makes the protocol for each.
+
+    An event loop's own server takes one per round of the loop (libuv since 1.45, and with it uvloop). When every round
+    is busy with a thousand streams, newcomers would wait for seconds (decision 0008).
+    """
+
+    def __init__(self, bound: socket.socket, greet: Callable[[], asyncio.Protocol], breather: float = BREATHER):
+        self._bound, self._greet, self._breather = bound, greet, breather
+        self._loop = asyncio.get_running_loop()
+        self._entering: set[asyncio.Task[object]] = set()
+        self._pause: asyncio.TimerHandle | None = None
+        self.is_open = False
+
+    def open(self) -> None:
+        """Take connections from now on."""
+        self._pause, self.is_open = None, True
+        self._loop.add_reader(self._bound.fileno(), self._take)
+
+    def close(self) -> None:
+        """Take no more; the socket stays the caller's."""
+        if self._pause:
+            self._pause.cancel()
+        elif self.is_open:
+            self._loop.remove_reader(self._bound.fileno())
+        self.is_open = False
+
+    def _take(self) -> None:
+        for _ in range(AT_ONCE):
+            try:
+                connection, _address = self._bound.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in OUT_OF_MEANS:
+                    raise
+                log.error("cannot take connections for a moment", reason=error.strerror)
+                self._loop.remove_reader(self._bound.fileno())
+                self._pause = self._loop.call_later(self._breather, self.open)
+                return
+            connection.setblocking(False)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            entering = self._loop.create_task(self._enter(connection))
+            self._entering.add(entering)
+            entering.add_done_callback(self._entering.discard)
+
+    async def _enter(self, connection: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._greet, connection)
+        except OSError:  # it has gone again
+            connection.close()
+
+
 class Server(uvicorn.Server):
     """Uvicorn, on a socket of ours, with runs drained before connections are cut. Signals are left to the caller."""
 
@@ -93,14 +154,27 @@ class Server(uvicorn.Server):
         )  # fmt: skip
         self._drain, self._drain_seconds = drain, drain_seconds
         self.ready = asyncio.Event()
+        self._doors: list[Door] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to answer; `ready` is set then."""
-        await super().startup(sockets)
+        await super().startup([])
+        self._doors = [Door(bound, self._protocol) for bound in sockets or ()]
+        for door in self._doors:
+            door.open()
         self.ready.set()
+
+    def _protocol(self) -> asyncio.Protocol:
+        """What serves one connection; made as uvicorn makes it."""
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )  # fmt: skip
+        return made
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no new connections, let runs end and their answers go out, then close."""
+        for door in self._doors:
+            door.close()
         draining = asyncio.ensure_future(self._drain(self._drain_seconds))
         await super().shutdown(sockets)
         if self.force_exit:

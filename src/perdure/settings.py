@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, AnyHttpUrl, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    AnyHttpUrl,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+)
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -22,7 +32,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from perdure.domain.errors import PerdureError
+from perdure.domain.errors import Invalid, PerdureError
+from perdure.runs.signing import key_of
 
 PREFIX = "PERDURE_"
 FILE = "perdure.toml"
@@ -39,11 +50,21 @@ def _words(value: object) -> object:
     return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
 
 
+def _signs(secret: SecretStr) -> SecretStr:
+    """A secret that callbacks can be signed with."""
+    try:
+        key_of(secret.get_secret_value())
+    except Invalid as error:
+        raise ValueError(str(error)) from None
+    return secret
+
+
 def _name(*variables: str, default: Any = None, description: str, **bounds: Any) -> Any:
     """A field that other programs' environment variables set as well, our own first."""
     return Field(default, validation_alias=AliasChoices(*variables), description=description, **bounds)
 
 
+SigningSecret = Annotated[SecretStr, AfterValidator(_signs)]
 Words = Annotated[list[str], NoDecode, BeforeValidator(_words)]
 ProviderName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")]
 
@@ -78,6 +99,12 @@ class Settings(BaseModel):
     )
     postgres_pool_size: int = Field(8, ge=1, le=200, description="Connections to PostgreSQL.")
     max_body_bytes: int = Field(32 * 2**20, ge=2**10, description="Largest request body.")
+    ping_seconds: float = Field(
+        20, gt=0, le=3600, description="How long a stream may be silent before a ping says that it lives."
+    )
+    stream_retention_hours: float = Field(
+        3, gt=0, le=24 * 365, description="How long after its end a background run's stream can be read again."
+    )
     drain_seconds: float = Field(10, ge=0, le=600, description="How long runs may finish when the server is stopped.")
 
     openai_api_key: SecretStr | None = _name(
@@ -120,7 +147,10 @@ class Settings(BaseModel):
         [], description="Names, besides those of loopback, that clients reach a server without a password by."
     )
     egress_allow: Words = Field(
-        [], description="Private hosts, addresses or CIDR ranges that image URLs may lead to; none by default."
+        [], description="Private hosts, addresses or CIDR ranges that image URLs and callbacks may lead to."
+    )
+    callback_secret: SigningSecret | None = Field(
+        None, description="Signs callbacks; without it, a secret is made once and kept in the data directory."
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")

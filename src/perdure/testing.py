@@ -23,7 +23,9 @@ from perdure.domain.events import Event, RunEnded, TextDelta
 from perdure.domain.ports import Provider, Store
 from perdure.models.scripted import Call, Reply, Say, ScriptedModel, ScriptedProvider
 from perdure.program import Program, assembled
-from perdure.runs.channel import Channel
+from perdure.runs.executor import Executor
+from perdure.runs.ongoing import Ongoing
+from perdure.runs.order import Order
 from perdure.serving import Server, bind, url_of
 from perdure.settings import Settings
 
@@ -74,9 +76,9 @@ async def server(
             data_dir=Path(home), database_url=_secret(database_url), server_password=_secret(password),
             **(usual | settings),
         )  # fmt: skip
-        # Nobody else works on a test's database; a sweep in the middle would only disturb what the test measures.
+        # Nobody else works on a test's database; looking after them would only disturb what the test measures.
         async with (
-            assembled(chosen, [provider, *providers], clock, sweep=None) as program,
+            assembled(chosen, [provider, *providers], clock, watching=False) as program,
             _listening(program) as base_url,
         ):
             yield Running(base_url, provider, program)
@@ -130,10 +132,10 @@ class Recorder:
         return self.events[-1]
 
 
-async def record(channel: Channel) -> Recorder:
-    """All events of a run, once it has ended."""
+async def record(executor: Executor, order: Order) -> Recorder:
+    """All events of a run, once it has ended. Raises what `executor.start` does."""
     recorder = Recorder()
-    async for batch in channel.batches():
-        for event in batch:
-            recorder(event)
+    ongoing = await executor.start(order, recorder)
+    assert isinstance(ongoing, Ongoing), "the same order has been carried out before"
+    await ongoing.over.wait()
     return recorder

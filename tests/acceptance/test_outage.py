@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from sqlalchemy import Connection, select
 
 from perdure.agent.profile import new_agent
+from perdure.api.sse import renderings
 from perdure.domain.clock import SystemClock
 from perdure.domain.errors import Unavailable
 from perdure.domain.ids import new_id
@@ -20,7 +20,6 @@ from perdure.models.catalog import Catalog
 from perdure.runs.executor import Executor
 from perdure.runs.order import Order
 from perdure.store import SqlStore, open_store
-from perdure.store.schema import runs
 from perdure.testing import Say, ScriptedModel, ScriptedProvider, record
 from perdure.tools.box import ServerToolbox
 
@@ -76,10 +75,10 @@ async def ran(store: SqlStore, failing: dict[str, int], *turns: Say) -> tuple[Ex
     agent = made.agent.id
     await store.agents.create(made.agent, blocks=(), block_ids=(), tool_ids=(), messages=made.messages)
     shaken = cast(Store, Shaken(store, failing))
-    executor = Executor(shaken, Catalog([provider]), ServerToolbox(), clock, beat=timedelta(milliseconds=20))
-    ongoing = await executor.start(order(agent, "hi"))
+    again = timedelta(milliseconds=20)
+    executor = Executor(shaken, Catalog([provider]), ServerToolbox(), clock, renderings(clock), again=again)
     async with asyncio.timeout(5):
-        return executor, agent, (await record(ongoing.channel)).ended
+        return executor, agent, (await record(executor, order(agent, "hi"))).ended
 
 
 def order(agent: str, text: str) -> Order:
@@ -103,8 +102,7 @@ async def test_a_step_that_cannot_be_saved(store: SqlStore) -> None:
     assert (ended.stop_reason, ended.error) == ("error", AWAY)
     run = await free(store, agent)
     assert (run.status, run.metadata["rejected_input"]) == ("failed", ["hi"])
-    again = await executor.start(order(agent, "hi"))
-    assert (await record(again.channel)).ended.stop_reason == "end_turn"
+    assert (await record(executor, order(agent, "hi"))).ended.stop_reason == "end_turn"
     await executor.drain(1)
 
 
@@ -114,33 +112,5 @@ async def test_an_end_that_cannot_be_recorded(store: SqlStore) -> None:
     assert (ended.stop_reason, ended.error) == ("error", AWAY)
     run = await free(store, agent)
     assert (run.status, run.stop_reason) == ("failed", "error")
-    again = await executor.start(order(agent, "hi"))
-    assert (await record(again.channel)).ended.stop_reason == "end_turn"
+    assert (await record(executor, order(agent, "hi"))).ended.stop_reason == "end_turn"
     await executor.drain(1)
-
-
-async def test_a_lease_that_cannot_be_renewed(store: SqlStore) -> None:
-    """A beat that is missed does not stop the pulse: the next one renews the lease."""
-    failing = {"beat": 1}
-    slow = asyncio.Event()
-    running = asyncio.create_task(ran(store, failing, Say("Hello.", gate=slow)))
-    async with asyncio.timeout(5):
-        while failing["beat"]:
-            await asyncio.sleep(0.005)
-        (run,) = await store.runs.find(RunQuery(), Page(limit=1))
-        while not await renewed(store, run.id):
-            await asyncio.sleep(0.005)
-    slow.set()
-    executor, _, ended = await running
-    assert ended.stop_reason == "end_turn"
-    await executor.drain(1)
-
-
-async def renewed(store: SqlStore, run_id: str) -> bool:
-    """Whether the run's heartbeat is younger than its beginning."""
-
-    def look(conn: Connection) -> bool:
-        row = conn.execute(select(runs.c.created_at, runs.c.heartbeat_at).where(runs.c.id == run_id)).one()
-        return bool(row.heartbeat_at > row.created_at)
-
-    return await store.db.read(look)

@@ -7,15 +7,10 @@ from typing import Any
 import aiohttp
 import letta_client
 import pytest
-from acceptance.stage import Frames, Stage, types_of
+from acceptance.stage import Cast, Frames, Stage, types_of
 
-from perdure.api.sse import Rendering, stream
-from perdure.domain.clock import SystemClock
 from perdure.domain.errors import ModelEmptyResponse, ModelRateLimited, ModelTimeout
-from perdure.domain.events import RunEnded
-from perdure.domain.messages import Usage
-from perdure.runs.channel import Channel
-from perdure.testing import Call, Say
+from perdure.testing import Call, Say, server
 
 pytestmark = pytest.mark.anyio
 
@@ -61,17 +56,19 @@ async def test_a39_without_pings(stage: Stage) -> None:
     assert frames.types == ["assistant_message", *END]
 
 
-async def test_a39_a_long_silence() -> None:
+async def test_a39_a_long_silence(anyio_backend: str) -> None:
     """While nothing happens a ping is sent again and again, so that nobody takes the connection for dead."""
-    channel = Channel()
-    rendering = Rendering("run-1", SystemClock(), tokens=False, pings=True, types=None)
-    frames = stream(channel.batches(quiet=0.01), rendering)
-    silence = Frames(b"".join([await anext(frames) for _ in range(3)]).decode())
-    assert silence.types == ["ping"] * 3
-    assert {ping["run_id"] for ping in silence.data} == {"run-1"}
-    channel.emit(RunEnded("end_turn", Usage(), 1))
-    rest = Frames(b"".join([frame async for frame in frames]).decode())
-    assert (rest.types, rest.done) == (END, True)
+    gate = asyncio.Event()
+    async with server(Say("Hello.", gate=gate), ping_seconds=0.02) as running, aiohttp.ClientSession() as http:
+        stage = Stage(running, http, Cast())
+        response = await opened(stage, await stage.agent())
+        silence = [await next_frame(response) for _ in range(4)]
+        gate.set()
+        rest = Frames((await response.read()).decode())
+    assert [ping["message_type"] for ping in silence] == ["ping"] * 4
+    assert len({ping["run_id"] for ping in silence}) == 1
+    assert [kind for kind in rest.types if kind != "ping"] == ["assistant_message", *END]
+    assert rest.done
 
 
 async def test_a40_words_as_they_come(stage: Stage) -> None:

@@ -12,6 +12,7 @@ import uvicorn
 from yarl import URL
 
 from perdure.api.deps import Deps
+from perdure.api.sse import renderings
 from perdure.domain.clock import SystemClock
 from perdure.domain.errors import Invalid, NotFound
 from perdure.domain.messages import Image, Text, Usage
@@ -21,6 +22,7 @@ from perdure.runs.executor import Executor
 from perdure.serving import bind
 from perdure.store.open import open_store
 from perdure.tools.box import ServerToolbox
+from perdure.tools.egress import Egress
 
 GPT = ModelInfo(
     handle="openai/gpt-4o-mini", name="gpt-4o-mini", provider_name="openai", provider_type="openai",
@@ -169,10 +171,10 @@ async def made_deps(folder: Path, **changes: Any) -> AsyncIterator[Deps]:
     models, toolbox, clock = SomeModels(), ServerToolbox(), SystemClock()
     for tool in toolbox.builtin():
         await store.tools.save(tool)
-    executor = Executor(store, models, toolbox, clock)
+    executor = Executor(store, models, toolbox, clock, renderings(clock))
     fields = {
         "store": store, "models": models, "toolbox": toolbox, "executor": executor, "clock": clock,
-        "fetch_image": no_images,
+        "fetch_image": no_images, "check_callback": Egress().check_url,
     }  # fmt: skip
     try:
         yield Deps(**(fields | changes))

@@ -11,7 +11,8 @@ from api.served import Client, made_deps, serving
 
 from perdure.api.app import create_app
 from perdure.api.deps import Deps
-from perdure.domain.ports import Committed, StepCommit
+from perdure.domain.ports import Committed, Page, RunQuery, StepCommit
+from perdure.domain.records import Run
 
 pytestmark = pytest.mark.anyio
 
@@ -21,10 +22,15 @@ class SlowRuns:
 
     def __init__(self, runs: Any):
         self._runs = runs
-        self.arrived, self.gate = asyncio.Event(), asyncio.Event()
+        self.arrived, self.gate, self.looked = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runs, name)
+
+    async def find(self, query: RunQuery, page: Page) -> list[Run]:
+        found: list[Run] = await self._runs.find(query, page)
+        self.looked.set()
+        return found
 
     async def commit(self, commit: StepCommit) -> Committed:
         self.arrived.set()
@@ -49,7 +55,7 @@ async def test_the_last_step_was_on_its_way(deps: Deps) -> None:
         sending = asyncio.create_task(client.post(path, {"input": "hi"}))
         await slow.arrived.wait()
         cancelling = asyncio.create_task(client.post(f"{path}/cancel", {}))
-        await asyncio.sleep(0.05)
+        await slow.looked.wait()
         slow.gate.set()
         answer, cancelled = await sending, await cancelling
         (run_id,) = cancelled.json

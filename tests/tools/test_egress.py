@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from perdure.domain.errors import Invalid
+from perdure.domain.errors import Invalid, Unavailable
 from perdure.tools.egress import Egress, Limits, target
 
 pytestmark = pytest.mark.anyio
@@ -391,3 +391,137 @@ async def test_many_fetches_at_once_do_not_disturb_each_other():
         egress = Egress(allow=LOOPBACK)
         fetched = await asyncio.gather(*(egress.fetch(f"http://127.0.0.1:{server.port}/{n}") for n in range(20)))
     assert [one.body for one in fetched] == [b"hello"] * 20
+
+
+async def test_a_post():
+    """Body and headers arrive as given, on the connection that was checked; the status is all that comes back."""
+    heard = asyncio.get_running_loop().create_future()
+
+    async def listen(reader, writer):
+        head = await reader.readuntil(b"\r\n\r\n")
+        heard.set_result((head.decode(), await reader.readexactly(5)))
+        writer.write(answer(b"ignored", status="202 Accepted", Set_Cookie="a=b"))
+        writer.close()
+
+    listening = await asyncio.start_server(listen, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    names = resolver(**{"hooks.example": ["127.0.0.1"]})
+    try:
+        egress = Egress(allow=LOOPBACK, resolver=names)
+        assert await egress.post(f" http://hooks.example:{port}/a?b=c#d ", {"X-Id": "7"}, b"hello") == 202
+    finally:
+        listening.close()
+    head, body = await heard
+    assert (body, names.asked) == (b"hello", ["hooks.example"])
+    assert head.startswith("POST /a?b=c HTTP/1.1\r\n")
+    assert f"Host: hooks.example:{port}\r\n" in head
+    assert "X-Id: 7\r\n" in head
+    assert "User-Agent: perdure\r\n" in head
+    assert "Cookie" not in head
+
+
+@pytest.mark.parametrize("status", [100, 199, 204, 302, 404, 500, 599])
+async def test_a_post_answers_any_status(status):
+    """What it means is the caller's affair; a redirect is not followed."""
+    replies = (answer(status=f"{status} X", Location="http://127.0.0.1:1/"),)
+    if status in (100, 199):  # only announces the answer that follows
+        replies = (f"HTTP/1.1 {status} Wait\r\n\r\n".encode() + answer(status="201 X"),)
+    async with serving(*replies) as server:
+        got = await Egress(allow=LOOPBACK).post(f"http://127.0.0.1:{server.port}/", {}, b"{}")
+    assert got == (201 if status in (100, 199) else status)
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("reply", [flood, drip, answer(b"x", Content_Encoding="gzip"), answer(Content_Length="9")])
+async def test_what_comes_with_the_answer_to_a_post_does_not_count(reply):
+    """It may be huge, endless, damaged or cut off: the status has been said."""
+    started = time.monotonic()
+    async with serving(reply) as server:
+        assert await Egress(allow=LOOPBACK).post(f"http://127.0.0.1:{server.port}/", {}, b"{}") == 200
+    assert time.monotonic() - started < 3
+
+
+async def test_a_post_is_made_once():
+    """It may have been heard although no answer came, so that there is no second try as for a fetch."""
+    async with serving(silence) as server:
+        with pytest.raises(Unavailable, match=r"^127\.0\.0\.1 did not answer within 0\.2 seconds\.$"):
+            await Egress(Limits(timeout=0.2), allow=LOOPBACK).post(f"http://127.0.0.1:{server.port}/", {}, b"{}")
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("reply", [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 99999 OK\r\n\r\n"])
+async def test_a_broken_answer_to_a_post(reply):
+    async with serving(reply) as server:
+        with pytest.raises(Unavailable, match=r"^No answer came from 127\.0\.0\.1, or a broken one"):
+            await Egress(allow=LOOPBACK).post(f"http://127.0.0.1:{server.port}/", {}, b"{}")
+
+
+async def test_a_name_server_that_fails_or_sleeps_may_do_better_next_time():
+    async def slow(host: str, port: int) -> list[str]:
+        await asyncio.sleep(60)
+        return []
+
+    with pytest.raises(Unavailable, match=r"The host nowhere\.example cannot be found"):
+        await Egress(resolver=resolver()).post("http://nowhere.example/", {}, b"{}")
+    with pytest.raises(Unavailable, match="did not answer within"):
+        await Egress(Limits(timeout=0.1), resolver=slow).post("http://slow.example/", {}, b"{}")
+
+
+@pytest.mark.parametrize("addresses", [["10.0.0.1"], ["93.184.216.34", "127.0.0.1"], ["::ffff:127.0.0.1"], []])
+async def test_a_post_to_the_inside_is_refused_for_good(addresses):
+    with pytest.raises(Invalid, match=r"The host inside\.example is not on the open internet"):
+        await Egress(resolver=resolver(**{"inside.example": addresses})).post("http://inside.example/", {}, b"{}")
+
+
+async def test_a_post_goes_where_the_check_looked():
+    """DNS rebinding, as for a fetch."""
+    answers = [["127.0.0.2"], ["127.0.0.1"]]
+
+    async def changing(host: str, port: int) -> list[str]:
+        return answers.pop(0)
+
+    async with serving(answer(), host="127.0.0.2") as server:
+        egress = Egress(allow=["127.0.0.2"], resolver=changing)
+        assert await egress.post(f"http://rebind.example:{server.port}/", {}, b"{}") == 200
+        with pytest.raises(Invalid, match="not on the open internet"):
+            await egress.post(f"http://rebind.example:{server.port}/", {}, b"{}")
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("", "must begin with http"),
+        ("hooks.example/x", "must begin with http"),
+        ("javascript:alert(1)", "must begin with http"),
+        ("data:,x", "must begin with http"),
+        ("http://", "names no host"),
+        ("http://me:pw@hooks.example/", "user name or password"),
+        ("http://hooks.example:0x50/", "not a URL"),
+        ("http://hooks.example/\x00", "control characters"),
+        ("http://hooks.example/" + "x" * 9000, "longer than 8192"),
+        ("http://\ud800.example/", "control characters"),
+        ("http://hooks.example/\ud800", "control characters"),
+        ("http://2130706433/", "four decimal numbers"),
+        ("http://127.0.0.1:8283/v1/agents/", "not on the open internet"),
+        ("http://169.254.169.254/latest/meta-data", "not on the open internet"),
+        ("https://[::1]/", "not on the open internet"),
+        ("https://[::ffff:10.0.0.1]/", "not on the open internet"),
+        ("http://localhost:3000/hook", "not on the open internet"),
+        ("http://LOCALHOST./hook", "not on the open internet"),
+        ("http://app.localhost/hook", "not on the open internet"),
+    ],
+)
+def test_addresses_that_are_refused_before_anything_is_sent(url, words):
+    with pytest.raises(Invalid, match=words):
+        Egress().check_url(url)
+
+
+def test_addresses_that_may_be_tried():
+    """Names are not looked up: that is done when something is sent."""
+    names = resolver()
+    for url in ("https://hooks.example/a?b=c", "http://93.184.216.34:8080", "https://[2606:4700::1111]/", "http://nothere/"):
+        Egress(resolver=names).check_url(url)
+    for allowed in (["127.0.0.1"], ["127.0.0.0/8"], ["::1"], ["localhost"]):
+        Egress(allow=allowed, resolver=names).check_url("http://localhost:3000/hook")
+    assert names.asked == []

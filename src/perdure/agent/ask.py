@@ -34,10 +34,13 @@ LOOP_WORDS = ("request_heartbeat", "thinking")
 async def ask(turn: Turn, step_id: str, message_id: str, emit: Emit) -> Answer:
     """The model's answer, its calls cleaned. An empty one is asked for once more (★S13)."""
     request = compile_request(turn)
+    relay = Relay(step_id, message_id, emit, _parallel(turn))
     try:
-        answer = await _listen(turn, request, Relay(step_id, message_id, emit, _parallel(turn)))
+        answer = await _listen(turn, request, relay)
     except ModelEmptyResponse:
-        answer = await _listen(turn, request, Relay(step_id, message_id, emit, _parallel(turn)))
+        if relay.has_shown:  # thoughts: a reader would see two answers in one message
+            raise
+        answer = await _listen(turn, request, relay)
     turn.step_count += 1
     turn.usage += answer.usage
     turn.context_tokens = answer.usage.total_tokens
@@ -49,7 +52,7 @@ def compile_request(turn: Turn) -> ModelRequest:
     """The request for the next step, from the context and what this turn added."""
     agent, attached = turn.agent, turn.context.tools
     turn.choice = choose(agent.tool_rules, [tool.name for tool in attached], turn.history)
-    tools = [_schema(tool) for tool in attached if tool.name in turn.choice.names]
+    tools = [schema_of(tool) for tool in attached if tool.name in turn.choice.names]
     return ModelRequest(
         model=turn.model.info.name,
         system=_system(turn),
@@ -89,7 +92,8 @@ def _distinct(calls: Sequence[ToolCall]) -> list[ToolCall]:
     return list(first.values())
 
 
-def _schema(tool: Tool) -> ToolSchema:
+def schema_of(tool: Tool) -> ToolSchema:
+    """A tool as the model is told of it."""
     schema = tool.json_schema
     parameters = schema.get("parameters") or {"type": "object", "properties": {}}
     return ToolSchema(tool.name, schema.get("description") or tool.description or "", parameters)
@@ -127,6 +131,11 @@ class Relay:
         elif self._shown(piece):
             part = self._count("call")
             self._emit(ToolCallDelta(self._message_id, self._step_id, part, piece.id, piece.name, piece.arguments))
+
+    @property
+    def has_shown(self) -> bool:
+        """Whether any fragment was passed on."""
+        return self._part >= 0
 
     def _count(self, kind: str) -> int:
         if kind != self._kind:
@@ -166,7 +175,7 @@ def _prefilled(call: ToolCall, turn: Turn) -> ToolCall:
     tool = next((tool for tool in turn.context.tools if tool.name == call.name), None)
     if not given or tool is None:
         return call
-    if problem := prefill_problem(given, _schema(tool).parameters):
+    if problem := prefill_problem(given, schema_of(tool).parameters):
         turn.misfilled[call.id] = problem
         return call
     return ToolCall(call.id, call.name, json.dumps((decode_arguments(call.arguments) or {}) | given))

@@ -14,7 +14,6 @@ from perdure.agent.rules import is_terminal, outstanding
 from perdure.agent.turn import Emit, Ports, Turn
 from perdure.domain.clock import local_time
 from perdure.domain.errors import Conflict, StaleBlock
-from perdure.domain.events import RunEnded, StepCommitted
 from perdure.domain.ids import new_id
 from perdure.domain.messages import Message, Text
 from perdure.domain.ports import Answer, StepCommit
@@ -25,16 +24,17 @@ TRIES_ON_STALE_BLOCKS = 100
 """Many, because every lost race means that somebody else's edit was saved: dozens of agents may share a block."""
 
 
-async def run_turn(turn: Turn, ports: Ports, emit: Emit) -> RunEnded:
-    """Carry a request to its end. Raises a ModelError, Fenced, Conflict; what was committed before stays."""
+async def run_turn(turn: Turn, ports: Ports, emit: Emit) -> None:
+    """Carry a request to its end. Raises a ModelError, Fenced, Conflict; what was committed before stays.
+
+    `emit` gets what passes through; whole messages and the end are told by whoever commits them.
+    """
     for number in range(1, turn.options.max_steps + 1):
         step_id, message_id = new_id("step"), new_id("message")
         answer = await ask(turn, step_id, message_id, emit)
         said = _message(turn, step_id, message_id, answer, ports)
-        made, stop = await _act_and_commit(turn, said, answer, ports, last=number == turn.options.max_steps)
-        emit(StepCommitted(step_id, tuple(message for message in made if message.role != "user")))
-        if stop:
-            return RunEnded(stop, turn.usage, turn.step_count, turn.context_tokens)
+        if await _act_and_commit(turn, said, answer, ports, last=number == turn.options.max_steps):
+            return
         if turn.cancelled:
             raise asyncio.CancelledError
     raise AssertionError("max_steps is at least 1, so the last step has a stop reason")
@@ -42,8 +42,11 @@ async def run_turn(turn: Turn, ports: Ports, emit: Emit) -> RunEnded:
 
 async def _act_and_commit(
     turn: Turn, said: Message, answer: Answer, ports: Ports, *, last: bool
-) -> tuple[tuple[Message, ...], str | None]:
-    """Run the calls and save the step; if a block changed meanwhile, edit its present text instead."""
+) -> str | None:
+    """Run the calls and save the step; answers why the loop ends, if it does.
+
+    If a block changed meanwhile, its present text is edited instead.
+    """
     calls = Calls(turn, said, ports)
     for _ in range(TRIES_ON_STALE_BLOCKS):
         returned = await calls.run()
@@ -52,10 +55,10 @@ async def _act_and_commit(
         try:
             await ports.commit(turn, _commit(turn, made, answer, stop, calls, ports))
         except StaleBlock:
-            turn.blocks = (await ports.store.agents.get(turn.agent.id)).blocks
+            turn.blocks = await ports.store.contexts.blocks(turn.context.id)
             continue
         turn.new, turn.blocks, turn.history = [], calls.blocks_after(), calls.history_after()
-        return made, stop
+        return stop
     raise Conflict("The memory blocks of this step kept changing while it was saved. Send the message again.")
 
 
@@ -123,4 +126,7 @@ def _step(turn: Turn, said: Message, answer: Answer, stop: str | None, ports: Po
 
 
 def _finished(turn: Turn, stop: str, ports: Ports) -> Run:
-    return ended(turn.run, STATUS.get(stop, "completed"), stop, ports.clock.now(), turn.usage)
+    return ended(
+        turn.run, STATUS.get(stop, "completed"), stop, ports.clock.now(), turn.usage, step_count=turn.step_count,
+        context_tokens=turn.context_tokens,
+    )  # fmt: skip

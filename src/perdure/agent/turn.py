@@ -68,7 +68,7 @@ class Ports:
     toolbox: Toolbox
     clock: Clock
     commit: Callable[[Turn, StepCommit], Awaitable[None]]
-    """Saves a step and brings the turn's context up to date. Raises Fenced, StaleBlock."""
+    """Saves a step, tells it, and brings the turn's context up to date. Raises Fenced, StaleBlock."""
 
 
 @dataclass(frozen=True)

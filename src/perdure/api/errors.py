@@ -73,6 +73,7 @@ TABLE: dict[type[Exception], Row] = {
     e.PendingApproval: Row(409, _pending, NO_RETRY),
     e.Conflict: Row(409, _detail, NO_RETRY),
     e.Gone: Row(410, _detail),
+    e.RunFailed: Row(500, _detail, NO_RETRY),
     e.NotImplementedYet: Row(501, _detail, NO_RETRY),
     e.Unavailable: Row(503, _detail),
     e.ContextOverflow: Row(400, _overflow),
@@ -100,7 +101,8 @@ def response_for(error: Exception) -> Response:
     if isinstance(error, HTTPException):
         return answer(error.status_code, {"detail": error.detail}, error.headers)
     row = row_of(error)
-    return answer(row.status, row.body(error), row.headers)
+    final = NO_RETRY if isinstance(error, e.Busy) and error.final else {}
+    return answer(row.status, row.body(error), {**row.headers, **final})
 
 
 def answer(status: int, body: Any, headers: Mapping[str, str] | None = None) -> Response:

@@ -8,19 +8,6 @@ from fastapi import APIRouter, Request
 from perdure.domain.errors import NotImplementedYet
 
 LATER: dict[str, tuple[tuple[str, str], ...]] = {
-    "Streaming and background runs": (
-        ("POST", "/v1/runs/{run_id}/stream"),
-    ),
-    "Conversations": (
-        ("GET", "/v1/conversations"),
-        ("POST", "/v1/conversations"),
-        ("GET", "/v1/conversations/{conversation_id}"),
-        ("PATCH", "/v1/conversations/{conversation_id}"),
-        ("DELETE", "/v1/conversations/{conversation_id}"),
-        ("GET", "/v1/conversations/{conversation_id}/messages"),
-        ("POST", "/v1/conversations/{conversation_id}/messages"),
-    ),
-    "Compaction on request": (("POST", "/v1/agents/{agent_id}/summarize"),),
     "Agent files": (("POST", "/v1/agents/import"), ("GET", "/v1/agents/{agent_id}/export")),
     "Archival memory": (
         ("GET", "/v1/agents/{agent_id}/archival-memory"),

@@ -37,6 +37,18 @@ StepId = Annotated[str, _id("step_id", "step")]
 MessageId = Annotated[str, _id("message_id", "message")]
 
 
+CONVERSATION_ID = rf"^(?:default|(?:conv|agent)-{UUID4})$"
+EXAMPLES["conversation_id"] = f"conv-{EXAMPLE_UUID}"
+ConversationId = Annotated[
+    str,
+    Path(
+        pattern=CONVERSATION_ID,
+        description=f"'conv-' and a UUID, such as {EXAMPLES['conversation_id']}; 'default' together with an agent_id; "
+        "or, deprecated, the id of an agent, which means its own conversation.",
+    ),
+]
+
+
 def paged(limit: int, order: Order = "desc") -> Any:
     """A dependency that reads a page's bounds, with this endpoint's own defaults (api-surface §6, trap 6).
 

@@ -273,6 +273,8 @@ class SendRequest(Body):
     override_model: str | None = None
     override_system: Annotated[str | None, Field(alias="system")] = None
     include_compaction_messages: bool = False
+    on_busy: Literal["reject", "enqueue", "interrupt"] = "reject"
+    """Our extension (docs/extensions.md): what to do while another run holds the context."""
     return_logprobs: bool = False
     top_logprobs: int | None = None
     return_token_ids: bool = False

@@ -1,12 +1,11 @@
 """Sending messages to an agent, listing and resetting them (behaviour spec §2, §3, §9.3)."""
 
 import dataclasses
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from perdure.agent.turn import Options
@@ -18,17 +17,18 @@ from perdure.api.schemas.agents import AgentState
 from perdure.api.schemas.messages import LettaMessage, LettaResponse
 from perdure.api.schemas.runs import Run as RunSchema
 from perdure.api.send_schema import AsyncRequest, CancelRequest, MessageType, SendRequest, StreamRequest
-from perdure.api.sse import HEADERS, PING_SECONDS, Rendering, stream, usage_statistics
+from perdure.api.sse import usage_statistics
+from perdure.api.streams import stream_of
 from perdure.api.views import agent_view, reply, run_view
 from perdure.api.wire import Wire, listed
 from perdure.domain.errors import NotImplementedYet
-from perdure.domain.events import Event, RunEnded, StepCommitted
+from perdure.domain.events import RunEnded
 from perdure.domain.ids import UUID4
 from perdure.domain.messages import Message, Text
 from perdure.domain.ports import MessageQuery, Page
 from perdure.memory.prompt import compile_system
-from perdure.runs.executor import Ongoing
-from perdure.runs.order import Order
+from perdure.runs.ongoing import Ongoing
+from perdure.runs.order import Order, View
 
 router = APIRouter(tags=["agents.messages"])
 
@@ -40,27 +40,27 @@ SEND_PATH = rf"/v1/agents/(agent-{UUID4})/messages"
 @router.post("/v1/agents/{agent_id}/messages", response_model=LettaResponse)
 async def send_message(agent_id: AgentId, body: SendRequest, request: Request) -> Response:
     """Send messages; answer with the whole outcome, or stream it (`streaming`)."""
-    return await _send(agent_id, body, await request.body(), deps_of(request))
+    return await send_to(request, agent_id, None, body, await request.body())
 
 
 @router.post("/v1/agents/{agent_id}/messages/stream", response_model=None, deprecated=True)
 async def stream_messages(agent_id: AgentId, body: StreamRequest, request: Request) -> Response:
     """Send messages and stream the answer, whatever `streaming` says."""
-    return await _send(agent_id, body, await request.body(), deps_of(request))
+    return await send_to(request, agent_id, None, body, await request.body())
 
 
 @router.post("/v1/agents/{agent_id}/messages/async", response_model=RunSchema)
 async def send_in_background(agent_id: AgentId, body: AsyncRequest, request: Request) -> Response:
-    """Send messages and answer at once with the run, to be polled (spec §9.1)."""
-    deps = deps_of(request)
+    """Send messages and answer at once with the run, to be polled, or followed as a stream (spec §9.1, ★S57)."""
     if body.callback_url:
-        raise NotImplementedYet("callback_url is not available in this version. Poll the run, GET /v1/runs/{id}.")
-    _refuse_what_comes_later(body)
-    messages = await Reader(deps.fetch_image, deps.store.messages.image, deps.clock.now()).read(body)
-    order = _order(agent_id, body, messages, await request.body())
-    order = dataclasses.replace(order, background=True, run_type="send_message_async")
-    ongoing = await deps.executor.start(order)
-    return reply(run_view(msgspec.structs.replace(ongoing.run, status="created")))
+        deps_of(request).check_callback(body.callback_url)
+    order = await _order(request, agent_id, None, body, await request.body(), "send_message_async")
+    view = View(pings=False, types=tuple(body.include_return_message_types or ()), numbered=True)
+    order = dataclasses.replace(order, background=True, view=view, callback_url=body.callback_url or None)
+    started = await deps_of(request).executor.start(order)
+    if isinstance(started, Ongoing):
+        return reply(run_view(msgspec.structs.replace(started.run, status="created")))
+    return reply(run_view(started))
 
 
 @router.post("/v1/agents/{agent_id}/messages/cancel", response_model=dict[str, Literal["cancelled", "failed"]])
@@ -71,44 +71,29 @@ async def cancel_runs(agent_id: AgentId, request: Request, body: CancelRequest |
 
 
 async def send_hot(request: Request, agent_id: str) -> Response:
-    """The same, past the framework."""
+    """The same as `send_message`, past the framework."""
     raw = await request.body()
-    return await _send(agent_id, parse(SendRequest, raw), raw, deps_of(request))
+    return await send_to(request, agent_id, None, parse(SendRequest, raw), raw)
 
 
-async def _send(agent_id: str, body: SendRequest, raw: bytes, deps: Deps) -> Response:
-    _refuse_what_comes_later(body)
-    messages = await Reader(deps.fetch_image, deps.store.messages.image, deps.clock.now()).read(body)
-    ongoing = await deps.executor.start(_order(agent_id, body, messages, raw))
+async def send_to(
+    request: Request, agent_id: str, conversation_id: str | None, body: SendRequest, raw: bytes,
+    run_type: str | None = None,
+) -> Response:  # fmt: skip
+    """Carry a request out on an agent's own conversation, or on another of its conversations."""
+    kind = run_type or ("send_message_streaming" if body.streaming else "send_message")
+    order = await _order(request, agent_id, conversation_id, body, raw, kind)
+    deps = deps_of(request)
+    started = await deps.executor.start(order)
     if body.streaming:
-        return _streamed(ongoing, body, deps)
-    return reply(await collect(ongoing.channel.batches(), body.include_return_message_types))
+        return stream_of(deps, started, pings=body.include_pings)
+    outcome = await deps.executor.outcome(started)
+    if outcome.ended.error:
+        raise outcome.ended.error
+    return reply(_response(outcome.messages, outcome.ended, body.include_return_message_types))
 
 
-def _streamed(ongoing: Ongoing, body: SendRequest, deps: Deps) -> Response:
-    rendering = Rendering(
-        ongoing.run.id, deps.clock, tokens=body.stream_tokens, pings=body.include_pings,
-        types=body.include_return_message_types,
-    )  # fmt: skip
-    frames = stream(ongoing.channel.batches(PING_SECONDS), rendering)
-    return StreamingResponse(frames, media_type="text/event-stream", headers=HEADERS)
-
-
-async def collect(batches: AsyncIterator[list[Event]], types: Sequence[MessageType] | None) -> Wire:
-    """The non-streaming rendering of a run's events. Raises the error that ended the run, if one did."""
-    messages: list[Message] = []
-    async for batch in batches:
-        for event in batch:
-            if isinstance(event, StepCommitted):
-                messages.extend(event.messages)
-            elif isinstance(event, RunEnded):
-                if event.error:
-                    raise event.error
-                return _response(messages, event, types)
-    raise AssertionError("a run's events end with RunEnded")
-
-
-def _response(messages: list[Message], ended: RunEnded, types: Sequence[MessageType] | None) -> Wire:
+def _response(messages: Sequence[Message], ended: RunEnded, types: Sequence[MessageType] | None) -> Wire:
     return {
         "messages": listed(messages, include_return_message_types=types),
         "stop_reason": {"message_type": "stop_reason", "stop_reason": ended.stop_reason},
@@ -118,22 +103,22 @@ def _response(messages: list[Message], ended: RunEnded, types: Sequence[MessageT
     }
 
 
-def _refuse_what_comes_later(body: SendRequest) -> None:
-    """Words instead of a wrong answer, for the parts of the page that this version does not have."""
-    if body.background:
-        raise NotImplementedYet("background=true is not available in this version. Stream in the foreground.")
+async def _order(
+    request: Request, agent_id: str, conversation_id: str | None, body: SendRequest, raw: bytes, run_type: str
+) -> Order:
+    """The request as an order. Raises Invalid for what its words mean, NotImplementedYet."""
+    deps = deps_of(request)
     if body.client_tools:
         raise NotImplementedYet("client_tools are not available in this version. Send without them.")
-
-
-def _order(agent_id: str, body: SendRequest, messages: list[Message], raw: bytes) -> Order:
+    messages = await Reader(deps.fetch_image, deps.store.messages.image, deps.clock.now()).read(body)
     skills = [skill.model_dump() for skill in body.client_skills or ()]
     options = Options(
         max_steps=body.max_steps, override_system=body.override_system, client_skills=skills, deltas=body.stream_tokens
     )
     return Order(
-        agent_id=agent_id, messages=messages, request=raw, options=options, override_model=body.override_model,
-        run_type="send_message_streaming" if body.streaming else "send_message",
+        agent_id=agent_id, conversation_id=conversation_id, messages=messages, request=raw, options=options,
+        view=_view(body), override_model=body.override_model, background=body.background, run_type=run_type,
+        otids=_otids(body), retry=request.headers.get("x-stainless-retry-count", "0") != "0", on_busy=body.on_busy,
         request_config={
             "use_assistant_message": body.use_assistant_message,
             "assistant_message_tool_name": body.assistant_message_tool_name,
@@ -141,6 +126,21 @@ def _order(agent_id: str, body: SendRequest, messages: list[Message], raw: bytes
             "include_return_message_types": body.include_return_message_types,
         },
     )  # fmt: skip
+
+
+def _view(body: SendRequest) -> View | None:
+    if not body.streaming:
+        return None
+    return View(
+        tokens=body.stream_tokens, pings=body.include_pings, types=tuple(body.include_return_message_types or ()),
+        numbered=body.background,
+    )  # fmt: skip
+
+
+def _otids(body: SendRequest) -> tuple[str, ...]:
+    """The caller's own ids of its messages; none if any message has none (spec §6.2)."""
+    given = [message.otid for message in body.messages or ()]
+    return tuple(otid for otid in given if otid) if all(given) else ()
 
 
 @router.get("/v1/agents/{agent_id}/messages", response_model=list[LettaMessage])

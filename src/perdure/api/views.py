@@ -11,6 +11,7 @@ import msgspec
 from starlette.responses import Response
 
 from perdure.agent.model_profile import base_config, settings_view
+from perdure.domain.conversations import ConversationState
 from perdure.domain.ids import DEFAULT_USER
 from perdure.domain.messages import Usage
 from perdure.domain.records import Agent, AgentState, Block, ModelInfo, Run, Secret, Step, Tool
@@ -150,6 +151,29 @@ def tool_view(tool: Tool) -> View:
         "npm_requirements": tool.npm_requirements,
         "metadata_": tool.metadata or {},
         "project_id": tool.project_id,
+        **_makers(),
+    }
+
+
+def conversation_view(state: ConversationState) -> View:
+    """A conversation."""
+    conversation = state.conversation
+    return {
+        "id": conversation.id,
+        "agent_id": conversation.agent_id,
+        "summary": conversation.summary,
+        "description": conversation.description,
+        "in_context_message_ids": state.message_ids,
+        "isolated_block_ids": state.isolated_block_ids,
+        "model": conversation.model,
+        "model_settings": settings_view(conversation.model_settings or {}),
+        "context_window_limit": conversation.context_window_limit,
+        "archived": conversation.archived_at is not None,
+        "archived_at": moment(conversation.archived_at),
+        "hidden": conversation.hidden,
+        "last_message_at": moment(conversation.last_message_at),
+        "created_at": moment(conversation.created_at),
+        "updated_at": moment(conversation.updated_at),
         **_makers(),
     }
 

@@ -22,6 +22,7 @@ from perdure.domain.messages import (
     ToolCall,
     ToolReturn,
 )
+from perdure.memory.compact import summary_of
 
 Wire = dict[str, Any]
 
@@ -223,11 +224,8 @@ def _answer(approval: Approval) -> Wire:
 
 def _summary(message: Message) -> Wire:
     """The summary's own words and figures, out of the envelope it is stored in (spec §1.7)."""
-    try:
-        envelope = json.loads(_words(message.content))
-        return {"summary": envelope["message"], "compaction_stats": envelope.get("compaction_stats")}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return {"summary": _words(message.content), "compaction_stats": None}
+    summary, stats = summary_of(_words(message.content))
+    return {"summary": summary, "compaction_stats": stats}
 
 
 _BY_ROLE: dict[str, Callable[[Message], list[Wire]]] = {

@@ -22,6 +22,8 @@ MAX_KEPT = 64 * 2**20
 FRAGMENT = 64
 MAX_CALLS = 128
 MAX_ID = 256
+SHOWN = 200
+"""Bytes of garbage that an error quotes."""
 MOST_TOKENS = 2**31 - 1
 """What the store can count; more than any model reads."""
 
@@ -39,7 +41,8 @@ class OpenCall:
 class Reading:
     """The state of one answer. `where` names the provider in errors; `hides` says that the model thinks unseen.
 
-    `over`: the server said that nothing follows. `kept`: how much has been said, in characters and fragments.
+    `over`: the server said that nothing follows. `finished`: the answer is whole, only its count may follow.
+    `kept`: how much has been said, in characters and fragments.
     """
 
     def __init__(self, where: str, prompt_bytes: int, *, hides: bool, limit: int = MAX_KEPT):
@@ -52,7 +55,7 @@ class Reading:
         self._usage = msgspec.Raw(b"null")
         self._id: str | None = None
         self._begun = False
-        self.over, self.kept = False, 0
+        self.over, self.finished, self.kept = False, False, 0
 
     def read(self, data: bytes) -> Iterator[Piece]:
         """The pieces in one event. Raises a ModelError for an error told in it, for garbage, for too much."""
@@ -66,23 +69,27 @@ class Reading:
         self._usage = self._usage if bytes(chunk.usage) == b"null" else chunk.usage
         for choice in chunk.choices[:1] if chunk.choices else ():
             self._finish = choice.finish_reason or self._finish
-            delta = choice.delta or choice.message
+            delta, before = choice.delta or choice.message, self.kept
             if delta is not None:
                 yield from self._pieces(delta)
+            # Some servers tell a finish with every word; one that comes with words, or before any, is not the end.
+            self.finished = self.kept == before and bool(choice.finish_reason or self.finished)
 
     def _chunk(self, data: bytes) -> Chunk:
         try:
             chunk = decoded(data)
         except (ValueError, RecursionError) as error:
-            shown = data[:200].decode("utf-8", "replace")
-            raise ModelError(
-                f"{self._where} sent something that is not its protocol. Check that its address is that of the API.",
-                shown,
-            ) from error
+            raise self._garbage(data) from error
         if chunk.error or chunk.object == "error":  # vLLM used to send the error itself as the event
             bare = {"message": chunk.message, "code": chunk.code}
             raise fault_in_stream(chunk.error or bare, self._where)
         return chunk
+
+    def _garbage(self, data: bytes) -> ModelError:
+        return ModelError(
+            f"{self._where} sent something that is not its protocol. Check that its address is that of the API.",
+            data[:SHOWN].decode("utf-8", "replace"),
+        )
 
     def _pieces(self, delta: Delta) -> Iterator[Piece]:
         if thought := words(delta.reasoning_content) or words(delta.reasoning) or words(delta.reasoning_text):
@@ -150,11 +157,16 @@ class Reading:
             self._at[delta.index] = call
         return call
 
-    def answer(self) -> Answer:
-        """The whole answer. Raises ModelError (cut off, broken off), ModelEmptyResponse."""
+    def answer(self, stray: bytes = b"") -> Answer:
+        """The whole answer. Raises ModelError (cut off, broken off), ModelEmptyResponse.
+
+        `stray`: what else was sent; where there is no whole answer it tells best what is wrong.
+        """
         if self._finish == "error":
             raise ModelError(f"{self._where} broke its answer off with an error. Send again.")
         if self._finish is None and not self.over:
+            if stray:
+                raise self._garbage(stray)
             raise ModelError(f"{self._where} cut its answer off. Send again.", "the stream ended without a finish")
         calls = tuple(ToolCall(call.id, call.name, "".join(call.arguments) or "{}") for call in self._calls)
         if not self._text and not calls:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
-from aiohttp import ClientResponse
+from aiohttp import ClientError, ClientResponse
 
 from perdure.domain.errors import ModelBadRequest, ModelError, ModelTimeout
 from perdure.domain.ports import Model, ModelRequest, Piece
@@ -23,6 +23,8 @@ WINDOWS: Mapping[str, int] = {
     "gpt-5": 400_000, "o1": 200_000, "o3": 200_000, "o4": 200_000, "chatgpt-4o": 128_000,
 }  # fmt: skip
 """Context windows by family, for servers that do not tell; the longest matching name counts."""
+EPILOGUE = 5.0
+"""Seconds for what may follow an answer."""
 UNKNOWN_WINDOW = 32_000
 LARGEST_WINDOW = 2**31
 WINDOW_KEYS = ("max_model_len", "context_length", "context_window", "max_context_length", "loaded_context_length")
@@ -131,13 +133,15 @@ class ChatModel:
                 for data in splitter.feed(chunk):
                     for piece in reading.read(data):
                         yield piece
-                silence.check(reading.kept)
-                chunk = b"" if reading.over else await response.content.readany()
+                if reading.over or silence.is_final(reading):
+                    break
+                chunk = await (self._epilogue(response) if reading.finished else response.content.readany())
             for data in filter(is_whole, splitter.close()):
                 for piece in reading.read(data):
                     yield piece
             await provider.client.drain(response)
-        yield reading.answer()
+            answer = reading.answer(splitter.stray)
+        yield answer
 
     async def _first(self, response: ClientResponse) -> bytes:
         """The first bytes of a stream, or all of an answer that is none: the bytes tell better than the headers."""
@@ -148,20 +152,36 @@ class ChatModel:
         async with asyncio.timeout(client.idle):
             return (chunk + await client.whole(response)).strip()
 
+    async def _epilogue(self, response: ClientResponse) -> bytes:
+        """More of a stream whose answer is whole: the count of its tokens, which is not worth a long wait, nor an error
+        if the line drops instead.
+        """
+        try:
+            async with asyncio.timeout(min(EPILOGUE, self._provider.client.idle)):
+                return await response.content.readany()
+        except (TimeoutError, ClientError):
+            return b""
+
 
 class Silence:
     """How long nothing has been said: a stream of comments counts as one that is silent."""
 
     def __init__(self, name: str, idle: float):
         self._name, self._idle, self._now = name, idle, asyncio.get_running_loop().time
-        self._kept, self._since = 0, self._now()
+        self._said, self._since = (0, False), self._now()
 
-    def check(self, kept: int) -> None:
-        """`kept`: how much the model has said by now. Raises ModelTimeout after `idle` seconds without more."""
-        if kept != self._kept:
-            self._kept, self._since = kept, self._now()
-        elif self._now() - self._since > self._idle:
+    def is_final(self, reading: Reading) -> bool:
+        """Whether nothing more need be waited for after a whole answer. Raises ModelTimeout after `idle` seconds of
+        silence before its end.
+        """
+        said, now = (reading.kept, reading.finished), self._now()
+        if said != self._said:
+            self._said, self._since = said, now
+        elif reading.finished:
+            return now - self._since > EPILOGUE
+        elif now - self._since > self._idle:
             raise ModelTimeout(f"{self._name} keeps the line open and says nothing. Send again.")
+        return False
 
 
 def is_stream(body: bytes) -> bool:

@@ -11,16 +11,23 @@ from perdure.domain.errors import ModelError
 MAX_EVENT = 16 * 2**20
 MAX_STREAM = 256 * 2**20
 """Bytes of one answer on the wire. The longest answers of today (128 000 tokens, one event each) take some 50 MB."""
+FIELDS = (b":", b"event:", b"id:", b"retry:")
+"""How lines begin that say nothing to us."""
+SHOWN = 200
 
 
 class Splitter:
-    """Feed it chunks; it gives the data of the events that are complete."""
+    """Feed it chunks; it gives the data of the events that are complete.
+
+    `stray`: the beginning of the first line that belongs to no event, for whoever finds no answer among the events.
+    """
 
     def __init__(self, limit: int = MAX_EVENT, total: int = MAX_STREAM):
         self._limit, self._total, self._taken = limit, total, 0
         self._line = bytearray()
         self._data: list[bytes] = []
         self._size = 0
+        self.stray = b""
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
         """The data of each event that ends in this chunk. Raises ModelError for an event or a stream over its limit."""
@@ -49,10 +56,12 @@ class Splitter:
             self._data.append(line[5:].removeprefix(b" "))
             self._size += len(line)
             self._check(0)
+        elif not self.stray and not line.startswith(FIELDS):
+            self.stray = line[:SHOWN]
 
     def _check(self, more: int) -> None:
         if self._size + more > self._limit:
-            raise ModelError(f"The model's stream holds an event of more than {self._limit} bytes.")
+            raise ModelError(f"The model sent an event of more than {self._limit} bytes. Send again.")
 
     def _end(self) -> Iterator[bytes]:
         if self._data:

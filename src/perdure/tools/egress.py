@@ -1,21 +1,21 @@
-"""The one guard for every outbound fetch whose address comes from data: a message, a model, a page.
+"""The one guard for every outbound request whose address comes from data: a message, a model, a page.
 
 It looks a name up once, refuses what is not on the open internet, and connects to exactly the addresses it checked;
-every redirect goes through the same door. Size, time and number of redirects are bounded. `addresses` holds the rules,
-`hop` does the HTTP, `picture` knows images. Errors name the host as the caller wrote it and nothing that was found out
-about the inside of the network.
+every redirect of a fetch goes through the same door, and a post follows none. Size, time and number of redirects are
+bounded. `addresses` holds the rules, `hop` does the HTTP, `picture` knows images. Errors name the host as the caller
+wrote it and nothing that was found out about the inside of the network.
 """
 
 import asyncio
 import re
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from ipaddress import ip_address
 
 import msgspec
 from yarl import URL
 
-from perdure.domain.errors import Invalid
+from perdure.domain.errors import Invalid, PerdureError, Unavailable
 from perdure.domain.messages import Image
 from perdure.tools.addresses import Address, Allowed, literal
 from perdure.tools.picture import LARGEST, from_data_url, picture
@@ -27,6 +27,8 @@ LONGEST_URL = 8192
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,254}")
 _V6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 _NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
+_UNSAYABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_HERE = (ip_address("127.0.0.1"), ip_address("::1"))
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -52,7 +54,7 @@ async def look_up(host: str, port: int) -> Sequence[str]:
 
 
 class Egress:
-    """Fetches within limits. `allow` lists hosts, addresses and CIDR ranges inside that the operator opens.
+    """Fetches and posts within limits. `allow` lists hosts, addresses and CIDR ranges inside that the operator opens.
 
     Raises ValueError for an entry of `allow` that is none.
     """
@@ -85,6 +87,35 @@ class Egress:
         except TimeoutError:
             raise Invalid(f"{first.host} did not answer within {seconds:g} seconds.") from None
 
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> int:
+        """POST once, follow nothing, and answer the status; the rest of the answer is thrown away.
+
+        Raises Invalid for an address that is refused, Unavailable if no answer came (in time) and another try may do.
+        """
+        goal, seconds = target(url), self._limits.timeout
+        try:
+            async with asyncio.timeout(seconds) as deadline:
+                return await self._post(goal, headers, body, lambda: deadline.reschedule(None))
+        except TimeoutError:
+            raise Unavailable(f"{goal.host} did not answer within {seconds:g} seconds.") from None
+
+    async def _post(self, url: URL, headers: Mapping[str, str], body: bytes, on_answer: Callable[[], None]) -> int:
+        from perdure.tools import hop  # as in `_follow`
+
+        addresses = await self._checked(url, missing=Unavailable)
+        return await hop.post(url, addresses, headers=headers, body=body, on_answer=on_answer)
+
+    def check_url(self, url: str) -> None:
+        """Refuse what could never be fetched or posted to, as far as its text tells. No name is looked up.
+
+        Raises Invalid.
+        """
+        host = target(url).raw_host or ""
+        name, written = host.lower().rstrip("."), literal(host)
+        places = [written] if written else _HERE if name.rpartition(".")[2] == "localhost" else []
+        if places and not any(self._allowed.reaches(host, place) for place in places):
+            raise _inside(host)
+
     async def _twice(self, first: URL, max_bytes: int, patience: float, accept: str) -> Fetched:
         """Two tries; the first may go on past its half of the time once the answer has begun."""
         try:
@@ -104,26 +135,30 @@ class Egress:
             url = target(answer.location, base=url)
         raise Invalid(f"The address redirects more than {self._limits.redirects} times.")
 
-    async def _checked(self, url: URL) -> Sequence[Address]:
-        """The addresses of a URL's host, all of them in order. Raises Invalid."""
+    async def _checked(self, url: URL, missing: type[PerdureError] = Invalid) -> Sequence[Address]:
+        """The addresses of a URL's host, all of them in order. Raises Invalid, and `missing` if it has none."""
         host, port = url.raw_host or "", url.port or 0
         written = literal(host)
         try:
             addresses = [written] if written else [ip_address(text) for text in await self._resolver(host, port)]
         except (OSError, ValueError):  # UnicodeError among the latter: labels that no name server takes
-            raise Invalid(f"The host {host} cannot be found. Check the address.") from None
+            raise missing(f"The host {host} cannot be found. Check the address.") from None
         if not addresses or not all(self._allowed.reaches(host, address) for address in addresses):
-            raise Invalid(
-                f"The host {host} is not on the open internet, so it is not fetched. "
-                "The operator can allow private hosts by name or range."
-            )
+            raise _inside(host)
         return addresses
+
+
+def _inside(host: str) -> Invalid:
+    return Invalid(
+        f"The host {host} is not on the open internet, so nothing is asked of it. "
+        "The operator can allow private hosts by name or range: setting egress_allow."
+    )
 
 
 def target(text: str, base: URL | None = None) -> URL:
     """A URL that may be fetched, as far as its text tells. Raises Invalid."""
     text = text.strip()
-    if len(text) > LONGEST_URL or any(sign < " " or sign == "\x7f" for sign in text):
+    if len(text) > LONGEST_URL or _UNSAYABLE.search(text):
         raise Invalid(f"The address is longer than {LONGEST_URL} characters or holds control characters.")
     try:
         url = URL(text) if base is None else base.join(URL(text))

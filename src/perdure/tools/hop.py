@@ -1,24 +1,28 @@
-"""One GET to addresses that were checked before, with everything about the answer bounded (see `egress`).
+"""One request to addresses that were checked before, with everything about the answer bounded (see `egress`).
 
 The only module of `tools` that imports aiohttp, and `egress` imports this one only when something is fetched. It
 follows no redirect, keeps no connection or cookie, reads no proxy or netrc settings, and resolves no name.
 """
 
+import asyncio
+import contextlib
 import socket
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import aiohttp
 import msgspec
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from perdure.domain.errors import Invalid
+from perdure.domain.errors import Invalid, Unavailable
 from perdure.tools.addresses import Address
 
 CHUNK = 64 * 1024
 REDIRECTS = (301, 302, 303, 307, 308)
 USER_AGENT = "perdure"
+COURTESY_BYTES, COURTESY_SECONDS = 64 * 1024, 0.5
+"""How much of an answer that is not wanted is heard, so that whoever sends it sees no broken connection."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -69,21 +73,56 @@ async def get(
 async def _get(
     url: URL, addresses: Sequence[Address], max_bytes: int, accept: str, on_answer: Callable[[], None]
 ) -> Answer:
-    connector = aiohttp.TCPConnector(resolver=Pinned(url.raw_host or "", addresses), use_dns_cache=False, limit=1)
     headers = {"Accept": accept, "Accept-Encoding": "gzip", "User-Agent": USER_AGENT}
     async with (
-        aiohttp.ClientSession(
-            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False, trust_env=False,
-            timeout=aiohttp.ClientTimeout(total=None),
-        ) as session,
+        _session(url, addresses) as session,
         session.get(url, headers=headers, allow_redirects=False) as response,
-    ):  # fmt: skip
+    ):
         on_answer()
         if response.status in REDIRECTS and "Location" in response.headers:
             return Answer(b"", "", response.headers["Location"])
         if response.status != 200:
             raise Invalid(f"{url.host} answered {response.status} instead of 200.")
         return Answer(await _body(response, max_bytes), response.headers.get("Content-Type", ""))
+
+
+async def post(
+    url: URL, addresses: Sequence[Address], *, headers: Mapping[str, str], body: bytes, on_answer: Callable[[], None]
+) -> int:
+    """Send once and answer the status; what else comes back is thrown away. `on_answer` is called when it begins.
+
+    Raises Unavailable, or TimeoutError from around it.
+    """
+    sent = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers}
+    try:
+        async with (
+            _session(url, addresses) as session,
+            session.post(url, data=body, headers=sent, allow_redirects=False) as response,
+        ):
+            on_answer()
+            await _hear_out(response)
+            return response.status
+    except TimeoutError:
+        raise
+    except (aiohttp.ClientError, OSError, ValueError) as error:  # the cause is for the operator's log (see `get`)
+        raise Unavailable(f"No answer came from {url.host}, or a broken one. Check that it listens there.") from error
+
+
+def _session(url: URL, addresses: Sequence[Address]) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(resolver=Pinned(url.raw_host or "", addresses), use_dns_cache=False, limit=1)
+    return aiohttp.ClientSession(
+        connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False, trust_env=False,
+        timeout=aiohttp.ClientTimeout(total=None),
+    )  # fmt: skip
+
+
+async def _hear_out(response: aiohttp.ClientResponse) -> None:
+    """Read a little of the body for the sender's sake. The status is what counts, so nothing here is an error."""
+    left = COURTESY_BYTES
+    with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
+        async with asyncio.timeout(COURTESY_SECONDS):
+            while left > 0 and (chunk := await response.content.readany()):
+                left -= len(chunk)
 
 
 async def _body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:

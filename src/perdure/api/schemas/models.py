@@ -155,6 +155,6 @@ class CompactionSettings(BaseModel):
     model_settings: ModelSettings | None = None
     prompt: str | None = None
     prompt_acknowledgement: bool = False
-    clip_chars: int | None = 50_000
+    clip_chars: PositiveInt | None = 50_000
     mode: Literal["all", "sliding_window", "self_compact_all", "self_compact_sliding_window"] = "sliding_window"
     sliding_window_percentage: Annotated[float, Field(gt=0, lt=1)] = 0.3
