@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 LOCK := requirements/dev.txt
 SHARED := $(or $(PERDURE_SHARED),../shared)
+CLIENTS := tests/clients
 # How many processes the tests use; ARGS goes to whatever the target starts: make test ARGS="-k memory"
 JOBS ?= logical
 ARGS ?=
@@ -13,7 +14,7 @@ RECENT := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11 python,\
 	$(shell $(name) -c '$(RECENT)' >/dev/null 2>&1 && echo $(name))))
 
-.PHONY: help run test lint types pytest bench conformance lock clean shared-is-here
+.PHONY: help run test lint types pytest clients bench conformance lock clean shared-is-here
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -32,8 +33,10 @@ lint: $(VENV)/dev.stamp  ## Lint, and check who may import whom
 types: $(VENV)/dev.stamp  ## Check types
 	@$(BIN)/mypy
 
-pytest: $(VENV)/dev.stamp  ## Run the tests only, e.g. make pytest ARGS="tests/api -x"
+pytest: $(VENV)/dev.stamp clients  ## Run the tests only, e.g. make pytest ARGS="tests/api -x"
 	@$(BIN)/pytest -n $(JOBS) $(ARGS)
+
+clients: $(CLIENTS)/node_modules/stamp  ## Install the npm client for tests/clients, where there is Node
 
 bench: shared-is-here $(VENV)/dev.stamp  ## Measure Perdure beside a bare proxy (needs ../shared)
 	@$(BIN)/python benchmarks/run.py $(ARGS)
@@ -49,7 +52,7 @@ lock:  ## Renew requirements/dev.txt from the ranges in pyproject.toml
 	{ sed -n '/^#/p' $(LOCK); $$pip freeze --exclude perdure; } > "$$made/lock"; cp "$$made/lock" $(LOCK)
 
 clean:  ## Remove what make and the tests made (not your data)
-	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(CLIENTS)/node_modules build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is newer than what it was made from, so a second `make` installs nothing.
@@ -66,6 +69,14 @@ $(VENV)/dev.stamp: $(VENV)/run.stamp
 	@echo 'Installing the tools for development (once; about a minute) ...'
 	@$(PIP) install --no-deps -r $(LOCK)
 	@touch $@
+
+# Never fails: without Node, npm or an answer from its registry tests/clients skip the npm client and say why.
+$(CLIENTS)/node_modules/stamp: $(CLIENTS)/package.json $(CLIENTS)/package-lock.json
+	@if node --version >/dev/null 2>&1 && npm --version >/dev/null 2>&1; then \
+		echo 'Installing the npm client for the tests (once; a few seconds) ...'; \
+		if (cd $(CLIENTS) && npm ci --loglevel=error </dev/null >/dev/null); then touch $@; \
+		else echo 'npm could not install it; the tests of the npm client are skipped.' >&2; fi; \
+	else echo 'No Node.js with npm here: the tests of the npm client are skipped.' >&2; fi
 
 define need-python
 if [ -z "$(PYTHON)" ]; then \
