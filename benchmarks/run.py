@@ -1,8 +1,9 @@
 """Perdure beside a bare proxy of the model, in one run on one machine: `make bench`.
 
-Workloads W1, W5 and W6 are those of the shared harness (`../shared/bench`); W4 is driven here through the public
-API, since the shared one grows a history by writing into the retired server's tables. Every figure is told as CPU of
-the server's process tree and as a ratio to the proxy of the same run: the machine is noisy, ratios hold.
+Workloads W1, W2, W2lat, W2hold, W5, W6 and W7 are those of the shared harness (`../shared/bench`); W4 is driven here
+through the public API, since the shared one grows a history by writing into the retired server's tables. Every figure
+is told as CPU of the server's process tree and as a ratio to the proxy of the same run: the machine is noisy, ratios
+hold.
 """
 
 import argparse
@@ -25,6 +26,8 @@ from typing import Any
 from urllib.parse import quote
 
 import aiohttp
+import streams
+from streams import STREAMS, crash
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("PERDURE_SHARED", ROOT.parent / "shared"))
@@ -84,9 +87,9 @@ def cpu_seconds(pid: int) -> float:
 class Bench:
     """One benchmark run: the mock, the servers, and the rows they gave."""
 
-    def __init__(self, seconds: float, concurrency: str):
+    def __init__(self, seconds: float, concurrency: str, streams: str):
         self.rows: list[dict[str, Any]] = []
-        self._seconds, self._concurrency = seconds, concurrency
+        self._seconds, self._concurrency, self.streams = seconds, concurrency, streams
 
     def shared(self, target: str, label: str, base: str, pids: dict[str, int], workloads: str, **options: str) -> None:
         """Run workloads of the shared harness and keep their rows."""
@@ -202,7 +205,8 @@ def run(bench: Bench, databases: list[str], workloads: str) -> None:
         env = {"PYTHONPATH": str(SHARED / "bench/servers"), "MOCK_URL": f"{mock}/v1", "PROXY_CLIENT": "aiohttp",
                "PROXY_DB": f"{data}/proxy.db"}  # fmt: skip
         with process(server, f"{proxy}/v1/health/", **env) as pid:
-            bench.shared("proxy", "proxy", proxy, {"server": pid}, "W1")
+            shared = chosen(workloads, "W1", *STREAMS) or "W1"  # the others are told as multiples of it
+            bench.shared("proxy", "proxy", proxy, {"server": pid}, shared, streams=bench.streams)
         for database in databases:
             perdure(bench, database, mock, data, workloads)
 
@@ -222,15 +226,36 @@ def perdure(bench: Bench, database: str, mock: str, data: str, workloads: str) -
         if "W6" in workloads:
             bench.cold(label, command, f"{base}/v1/health/")
         pids["server"] = stack.enter_context(process(command, f"{base}/v1/health/", **env))
-        shared = ",".join(name for name in ("W1", "W1s", "W5") if name in workloads.split(","))
-        if shared:
-            bench.shared("letta", label, base, pids, shared, model=model)
+        if shared := chosen(workloads, "W1", "W1s", "W5", *STREAMS):
+            options = {"streams": bench.streams, "pool-size": "1000" if "W2hold" in shared else "128"}
+            bench.shared("letta", label, base, pids, shared, model=model, **options)
         if "W4" in workloads:
             asyncio.run(bench.history(label, base, pids, model))
+    if "W7" in workloads and database == "sqlite":
+        command = serve(port, f"{data}/crash")
+        bench.rows += crash(SHARED / "bench/bench.py", label, base, command, model)
+    if "log" in workloads and database == "sqlite":
+        without_log(bench, port, data, env, model)
+
+
+def without_log(bench: Bench, port: int, data: str, env: dict[str, str], model: str) -> None:
+    """W2 once more with and without the run log, one right after the other."""
+    base = f"http://127.0.0.1:{port}"
+    for label, start in (("with the log", ["-m", "perdure"]), ("without", [str(ROOT / "benchmarks/unlogged.py")])):
+        folder = f"{data}/{label.replace(' ', '-')}"
+        command = [sys.executable, *start, "serve", "--port", str(port), "--data-dir", folder]
+        with process(command, f"{base}/v1/health/", **env) as pid:
+            bench.shared("letta", f"perdure {label}", base, {"server": pid}, "W2", model=model)
+
+
+def chosen(workloads: str, *names: str) -> str:
+    """Those of the workloads that have these names, as the harness wants them."""
+    return ",".join(name for name in names if name in workloads.split(","))
 
 
 COLUMNS = (
     "turns_s", "p50_ms", "p99_ms", "turn_ms", "cpu_ms_per_turn_server", "cpu_ms_per_turn_db",
+    *streams.COLUMNS[:-1],
     "cpu_ms_per_create_server", "page_ms", "page_cpu_ms", "list50_ms", "start_s", "cpu_s", "idle_rss_mb", "rss_mb",
     "errors", "wrong", "lost", "others",
 )  # fmt: skip
@@ -240,7 +265,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     """A Markdown table per workload, with the CPU of a turn as a multiple of the proxy's."""
     proxy = {row["case"]: row.get("cpu_ms_per_turn_server") for row in rows if row["target"] == "proxy"}
     lines = []
-    for workload in sorted({row["w"] for row in rows}):
+    for workload in sorted({row["w"] for row in rows} - {"W7"}):
         chosen = [row for row in rows if row["w"] == workload]
         columns = [name for name in COLUMNS if any(name in row for row in chosen)]
         head = ["server", "case", *columns, *(["× proxy"] if workload == "W1" else [])]
@@ -262,7 +287,8 @@ def _cell(value: Any) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--databases", default="sqlite,postgres")
-    parser.add_argument("--only", default="W1,W1s,W4,W5,W6")
+    parser.add_argument("--only", default="W1,W1s,W2,W2lat,W2hold,W4,W5,W6,W7,log")
+    parser.add_argument("--streams", default="100,300,1000", help="how many W2hold holds")
     parser.add_argument("--seconds", type=float, default=6, help="length of each W1 level")
     parser.add_argument("--concurrency", default="1,16,64")
     parser.add_argument("--out", help="append the raw rows to this file")
@@ -270,12 +296,12 @@ def main() -> int:
     if not SHARED.exists():
         print(f"{SHARED} is not here: the mock, the proxy and the harness are kept beside the repository.")
         return 2
-    bench = Bench(arguments.seconds, arguments.concurrency)
+    bench = Bench(arguments.seconds, arguments.concurrency, arguments.streams)
     run(bench, arguments.databases.split(","), arguments.only)
     if arguments.out:
         with open(arguments.out, "a") as out:
             out.writelines(json.dumps(row) + "\n" for row in bench.rows)
-    print(table(bench.rows))
+    print(table(bench.rows), streams.told([row for row in bench.rows if row["w"] == "W7"]), sep="\n")
     return 0
 
 
