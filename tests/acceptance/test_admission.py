@@ -123,6 +123,35 @@ async def test_the_same_otid_without_a_stream(stage: Stage) -> None:
     assert len(await stage.runs(agent)) == 1
 
 
+@pytest.mark.parametrize("on_busy", ["enqueue", "interrupt"])
+async def test_copies_that_come_at_once(stage: Stage, on_busy: str) -> None:
+    """Eight times the same message to a busy agent is one message, whatever it does about the other run."""
+    agent, gate = await stage.agent(), asyncio.Event()
+    first = asyncio.create_task(stage.send(agent, "one", Say("1", gate=gate)))
+    await begun(stage)
+    stage.play(Say("2"))
+    body = {"messages": [{"role": "user", "content": "two", "otid": "my-own-2"}], "on_busy": on_busy}
+    copies = [asyncio.create_task(stage.call("POST", path(agent), body)) for _ in range(8)]
+    await asyncio.sleep(0.05)
+    gate.set()
+    await first
+    answers = [await copy for copy in copies]
+    assert [answer["messages"][0]["content"] for answer in answers] == ["2"] * 8
+    assert len(await stage.runs(agent)) == 2
+
+
+async def test_the_same_words_again_after_others(stage: Stage) -> None:
+    """A refusal of words that were said a moment ago is final: a retry of them would get the old answer."""
+    agent, gate = await stage.agent(), asyncio.Event()
+    await stage.send(agent, {"input": "yes"}, Say("1"))
+    other = asyncio.create_task(stage.send(agent, {"input": "and now?"}, Say("2", gate=gate)))
+    await begun(stage, 2)
+    refused = await stage.send(agent, {"input": "yes"})
+    gate.set()
+    await other
+    assert (refused.status, refused.headers.get("x-should-retry")) == (409, "false")
+
+
 async def test_only_whole_requests_repeat(stage: Stage) -> None:
     """Some of the same messages, or messages without an otid among them, are another request."""
     agent = await stage.agent()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from runs.reel import END, Numbers, Shelf
 
 from perdure.domain.clock import SystemClock
+from perdure.domain.errors import NotFound, Unavailable
 from perdure.domain.events import TextDelta
 from perdure.domain.frames import Frames
 from perdure.domain.messages import Usage
@@ -30,9 +31,14 @@ class Records:
     """The one run there is."""
 
     def __init__(self, run: Run):
-        self.run = run
+        self.run, self.gone, self.away = run, False, 0
 
     async def get(self, _: str) -> Run:
+        if self.gone:
+            raise NotFound("Run not found")
+        if self.away:
+            self.away -= 1
+            raise Unavailable("The database is away.")
         return self.run
 
 
@@ -90,6 +96,41 @@ async def test_an_end_that_was_never_written() -> None:
     assert await read(following, run) == b"".join(WHOLE[:3]) + line(4, "error") + END
     assert await read(following, run, 2) == WHOLE[2] + line(4, "error") + END
     assert await read(following, run, 3) == line(4, "error") + END
+    assert await read(following, run, 4) == END
+    assert [await read(following, run, number) for number in (5, 6, 99)] == [b""] * 3
+
+
+async def test_a_log_that_is_lost() -> None:
+    """Whoever waits for more is told the end instead of waiting for ever (★S32)."""
+    following, _ = follow(Shelf(), ended(RUN, "completed", "end_turn", NOW, Usage()))
+    assert await read(following, RUN, 50) == line(51, "end_turn") + END
+
+
+async def test_a_run_that_is_deleted_while_it_is_read() -> None:
+    """Its readers get an end, here and in another process."""
+    shelf = Shelf()
+    shelf.keep("run-1", Frames(1, 2, b"".join(WHOLE[:2])))
+    following, store = follow(shelf, RUN)
+    portions = following(RUN, 0, poll=0.001)
+    assert (await anext(portions)).data == b"".join(WHOLE[:2])
+    store.runs.gone = True
+    assert b"".join([portion.data async for portion in portions]) == line(3, "end") + END
+    tape = Tape(Numbers(), lambda _: None, saved_first=False)
+    for _ in range(3 * WINDOW // 1000):
+        tape.emit(TextDelta("message-1", "step-1", 0, "x" * 1000))
+    tape.mark_saved(tape.last)
+    shelf.saved.clear()
+    following, _ = follow(shelf, RUN, Ongoing(RUN, tape))
+    assert await read(following, Ongoing(RUN, tape)) == line(1, "end") + END
+
+
+async def test_the_database_is_away_for_a_reader() -> None:
+    """It waits, and misses nothing."""
+    shelf = Shelf()
+    shelf.keep("run-1", Frames(1, 12, b"".join(WHOLE)))
+    following, store = follow(shelf, ended(RUN, "completed", "end_turn", NOW, Usage()))
+    store.runs.away = 1
+    assert await read(following, store.runs.run) == b"".join(WHOLE)
 
 
 async def test_a_run_of_another_process() -> None:

@@ -110,6 +110,33 @@ async def test_the_end_waits_for_what_is_on_its_way() -> None:
     await pressing.close()
 
 
+async def test_a_cancel_while_a_run_waits_for_what_is_on_its_way() -> None:
+    """The saving is everybody's: it goes on, for the run that is cancelled and for its neighbours."""
+    shelf = Shelf()
+    pressing = Press(shelf, lambda _: None)
+    one, other = (stream(pressing, name, saved_first=True) for name in ("run-1", "run-2"))
+    shelf.gate.clear()
+    say(one, "a")
+    say(other, "a")
+    await asyncio.sleep(0.01)
+
+    async def ending() -> None:
+        async with one.carrying([ENDED]):
+            raise AssertionError("it was cancelled before")
+
+    task = asyncio.create_task(ending())
+    await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    shelf.gate.set()
+    await until_saved(one)
+    await until_saved(other)
+    async with one.carrying([ENDED]) as carried:
+        shelf.keep("run-1", carried.frames)
+    assert shelf.data("run-1") == b"data: 1 a\n\ndata: 2 end\n\n" + END
+    await pressing.close()
+
+
 async def test_a_transaction_that_fails_takes_nothing_along() -> None:
     """What it would have told has never been; what was told before it is saved all the same."""
     shelf = Shelf()

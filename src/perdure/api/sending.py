@@ -66,8 +66,9 @@ async def send_in_background(agent_id: AgentId, body: AsyncRequest, request: Req
 @router.post("/v1/agents/{agent_id}/messages/cancel", response_model=dict[str, Literal["cancelled", "failed"]])
 async def cancel_runs(agent_id: AgentId, request: Request, body: CancelRequest | None = None) -> Response:
     """Cancel runs under way; answers what became of each (spec §6.4)."""
-    deps = deps_of(request)
-    return reply(await deps.executor.cancel(agent_id, body.run_ids if body else None))
+    named = body.run_ids if body else None
+    own = None if named else "default"  # another conversation's runs are another's (★S41)
+    return reply(await deps_of(request).executor.cancel(agent_id, named, own))
 
 
 async def send_hot(request: Request, agent_id: str) -> Response:

@@ -36,7 +36,7 @@ class RunStreamRequest(Body):
 
     starting_after: Annotated[int, Field(ge=0, le=2**53)] = 0
     include_pings: bool | None = True
-    poll_interval: Annotated[float | None, Field(gt=0, le=60)] = POLL
+    poll_interval: Annotated[float | None, Field(ge=0.01, le=60)] = POLL
     batch_size: Annotated[int | None, Field(ge=1)] = 100
 
 
@@ -52,7 +52,7 @@ async def resume_run_by_get(
     request: Request,
     starting_after: Annotated[int, Query(ge=0, le=2**53)] = 0,
     include_pings: bool = True,
-    poll_interval: Annotated[float, Query(gt=0, le=60)] = POLL,
+    poll_interval: Annotated[float, Query(ge=0.01, le=60)] = POLL,
     batch_size: Annotated[int, Query(ge=1)] = 100,
 ) -> Response:
     """The same, for clients that can only get."""

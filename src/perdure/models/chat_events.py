@@ -11,14 +11,14 @@ import msgspec
 DONE = b"[DONE]"
 
 
-class FunctionDelta(msgspec.Struct):
+class FunctionDelta(msgspec.Struct, gc=False):
     """A fragment of a call's name and arguments; some servers give the arguments as an object."""
 
     name: str | None = None
     arguments: str | dict[str, Any] | None = None
 
 
-class CallDelta(msgspec.Struct):
+class CallDelta(msgspec.Struct, gc=False):
     """A fragment of a call."""
 
     index: int | None = None
@@ -26,7 +26,7 @@ class CallDelta(msgspec.Struct):
     function: FunctionDelta | None = None
 
 
-class Delta(msgspec.Struct):
+class Delta(msgspec.Struct, gc=False):
     """A fragment of a message, or the whole of it. Words are text or a list of parts; thoughts have three names."""
 
     content: Any = None
@@ -37,7 +37,7 @@ class Delta(msgspec.Struct):
     tool_calls: list[CallDelta] | None = None
 
 
-class Choice(msgspec.Struct):
+class Choice(msgspec.Struct, gc=False):
     """One alternative; only the first is asked for."""
 
     delta: Delta | None = None
@@ -67,13 +67,16 @@ class UsageReport(msgspec.Struct):
     completion_tokens_details: CompletionDetails | None = None
 
 
-class Chunk(msgspec.Struct):
+NOTHING = msgspec.Raw(b"null")
+
+
+class Chunk(msgspec.Struct, gc=False):
     """One event of a stream, or a whole answer. The usage stays as it was written until the end."""
 
     id: Any = None
     object: Any = None
     choices: list[Choice] | None = None
-    usage: msgspec.Raw = msgspec.Raw(b"null")
+    usage: msgspec.Raw = NOTHING
     error: Any = None
     message: Any = None
     code: Any = None

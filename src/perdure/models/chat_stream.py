@@ -5,7 +5,7 @@ anything but a ModelError.
 """
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -13,7 +13,18 @@ import msgspec
 from perdure.domain.errors import ModelEmptyResponse, ModelError
 from perdure.domain.messages import OmittedReasoning, Part, Reasoning, Text, ToolCall, Usage
 from perdure.domain.ports import Answer, CallPiece, HiddenPiece, Piece, ReasoningPiece, TextPiece
-from perdure.models.chat_events import DONE, CallDelta, Chunk, Delta, FunctionDelta, decoded, reported, words
+from perdure.models.chat_events import (
+    DONE,
+    NOTHING,
+    CallDelta,
+    Choice,
+    Chunk,
+    Delta,
+    FunctionDelta,
+    decoded,
+    reported,
+    words,
+)
 from perdure.models.faults import fault_in_stream
 
 CHARACTERS_PER_TOKEN = 4
@@ -52,28 +63,32 @@ class Reading:
         self._calls: list[OpenCall] = []
         self._at: dict[int, OpenCall] = {}
         self._finish: str | None = None
-        self._usage = msgspec.Raw(b"null")
+        self._usage = NOTHING
         self._id: str | None = None
         self._begun = False
         self.over, self.finished, self.kept = False, False, 0
 
-    def read(self, data: bytes) -> Iterator[Piece]:
+    def read(self, data: bytes) -> Sequence[Piece]:
         """The pieces in one event. Raises a ModelError for an error told in it, for garbage, for too much."""
         data = data.strip()
         if data == DONE:
             self.over = True
         if self.over or not data:
-            return
+            return ()
         chunk = self._chunk(data)
-        self._id = self._id or (chunk.id[:MAX_ID] if isinstance(chunk.id, str) else None)
-        self._usage = self._usage if bytes(chunk.usage) == b"null" else chunk.usage
-        for choice in chunk.choices[:1] if chunk.choices else ():
-            self._finish = choice.finish_reason or self._finish
-            delta, before = choice.delta or choice.message, self.kept
-            if delta is not None:
-                yield from self._pieces(delta)
-            # Some servers tell a finish with every word; one that comes with words, or before any, is not the end.
-            self.finished = self.kept == before and bool(choice.finish_reason or self.finished)
+        if not self._id and isinstance(chunk.id, str):
+            self._id = chunk.id[:MAX_ID]
+        if chunk.usage is not NOTHING and bytes(chunk.usage) != b"null":
+            self._usage = chunk.usage
+        return self._choice(chunk.choices[0]) if chunk.choices else ()
+
+    def _choice(self, choice: Choice) -> Sequence[Piece]:
+        self._finish = choice.finish_reason or self._finish
+        delta, before = choice.delta or choice.message, self.kept
+        pieces = self._pieces(delta) if delta else ()
+        # Some servers tell a finish with every word; one that comes with words, or before any, is not the end.
+        self.finished = self.kept == before and bool(choice.finish_reason or self.finished)
+        return pieces
 
     def _chunk(self, data: bytes) -> Chunk:
         try:
@@ -91,31 +106,28 @@ class Reading:
             data[:SHOWN].decode("utf-8", "replace"),
         )
 
-    def _pieces(self, delta: Delta) -> Iterator[Piece]:
+    def _pieces(self, delta: Delta) -> list[Piece]:
+        pieces: list[Piece] = []
         if thought := words(delta.reasoning_content) or words(delta.reasoning) or words(delta.reasoning_text):
             self._thoughts.append(self._keep(thought))
-            yield ReasoningPiece(thought)
+            pieces.append(ReasoningPiece(thought))
         text = words(delta.content) or words(delta.refusal)
         if not (text or delta.tool_calls):
-            return
-        yield from self._hidden()
+            return pieces
+        if self._hides and not self._begun and not self._thoughts:
+            pieces.append(HiddenPiece(None))  # thoughts that took place and are not told come first, once (spec §4.4)
+        self._begun = True
         if text:
             self._text.append(self._keep(text))
-            yield TextPiece(text)
-        for call in delta.tool_calls or ():
-            yield self._call(call)
+            pieces.append(TextPiece(text))
+        pieces += map(self._call, delta.tool_calls or ())
+        return pieces
 
     def _keep(self, text: str) -> str:
         self.kept += len(text) + FRAGMENT
         if self.kept > self._limit:
             raise ModelError(f"{self._where} answers without end: more than {self._limit} characters. Send again.")
         return text
-
-    def _hidden(self) -> Iterator[Piece]:
-        """Thoughts that took place and are not told come first, once (spec §4.4)."""
-        if self._hides and not self._begun and not self._thoughts:
-            yield HiddenPiece(None)
-        self._begun = True
 
     def _call(self, delta: CallDelta) -> CallPiece:
         """A fragment of a call; the first that names it carries the name."""

@@ -1,30 +1,25 @@
 """Providers of the Chat Completions dialect: OpenAI, vLLM, Ollama, LM Studio, llama.cpp, OpenRouter and their like."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import msgspec
-from aiohttp import ClientError, ClientResponse
 
-from perdure.domain.errors import ModelBadRequest, ModelError, ModelTimeout
+from perdure.domain.errors import ModelBadRequest, ModelError
 from perdure.domain.ports import Model, ModelRequest, Piece
 from perdure.domain.records import ModelInfo
-from perdure.models.chat_events import is_whole
 from perdure.models.chat_request import Dialect, Encoder, is_reasoner
 from perdure.models.chat_stream import Reading
 from perdure.models.http import Client, Sleep
-from perdure.models.sse import Splitter
+from perdure.models.listening import Listening
 
 WINDOWS: Mapping[str, int] = {
     "gpt-4.1": 1_047_576, "gpt-4o": 128_000, "gpt-4-turbo": 128_000, "gpt-4": 8_192, "gpt-3.5": 16_385,
     "gpt-5": 400_000, "o1": 200_000, "o3": 200_000, "o4": 200_000, "chatgpt-4o": 128_000,
 }  # fmt: skip
 """Context windows by family, for servers that do not tell; the longest matching name counts."""
-EPILOGUE = 5.0
-"""Seconds for what may follow an answer."""
 UNKNOWN_WINDOW = 32_000
 LARGEST_WINDOW = 2**31
 WINDOW_KEYS = ("max_model_len", "context_length", "context_window", "max_context_length", "loaded_context_length")
@@ -102,91 +97,24 @@ class ChatModel:
 
     async def stream(self, request: ModelRequest) -> AsyncIterator[Piece]:
         """Pieces, then the answer. A server that refuses `stream_options` is asked without from then on."""
-        provider, begun = self._provider, False
-        try:
-            async with aclosing(self._stream(request)) as pieces:
-                async for piece in pieces:
-                    begun = True
-                    yield piece
-            return
-        except ModelBadRequest as error:
-            if begun or not provider.dialect.stream_usage or "stream_options" not in error.detail:
-                raise
-        provider.dialect = replace(provider.dialect, stream_usage=False)
-        async with aclosing(self._stream(request)) as pieces:
-            async for piece in pieces:
-                yield piece
-
-    async def _stream(self, request: ModelRequest) -> AsyncGenerator[Piece, None]:
         provider = self._provider
-        body = provider.encoder.body(request, provider.dialect)
-        hides = provider.dialect.official and is_reasoner(request.model)
-        reading = Reading(provider.name, len(body), hides=hides)
-        splitter, silence = Splitter(), Silence(provider.name, provider.client.idle)
-        async with provider.client.post("/chat/completions", body) as response:
-            chunk = await self._first(response)
-            if not is_stream(chunk):
-                for piece in reading.read(chunk):
-                    yield piece
-                reading.over = True
-            while chunk and not reading.over:
-                for data in splitter.feed(chunk):
-                    for piece in reading.read(data):
-                        yield piece
-                if reading.over or silence.is_final(reading):
-                    break
-                chunk = await (self._epilogue(response) if reading.finished else response.content.readany())
-            for data in filter(is_whole, splitter.close()):
-                for piece in reading.read(data):
-                    yield piece
-            await provider.client.drain(response)
-            answer = reading.answer(splitter.stray)
-        yield answer
-
-    async def _first(self, response: ClientResponse) -> bytes:
-        """The first bytes of a stream, or all of an answer that is none: the bytes tell better than the headers."""
-        client = self._provider.client
-        chunk = await response.content.readany()
-        if is_stream(chunk) and not (chunk.isspace() and response.content_type.endswith("json")):
-            return chunk
-        async with asyncio.timeout(client.idle):
-            return (chunk + await client.whole(response)).strip()
-
-    async def _epilogue(self, response: ClientResponse) -> bytes:
-        """More of a stream whose answer is whole: the count of its tokens, which is not worth a long wait, nor an error
-        if the line drops instead.
-        """
-        try:
-            async with asyncio.timeout(min(EPILOGUE, self._provider.client.idle)):
-                return await response.content.readany()
-        except (TimeoutError, ClientError):
-            return b""
-
-
-class Silence:
-    """How long nothing has been said: a stream of comments counts as one that is silent."""
-
-    def __init__(self, name: str, idle: float):
-        self._name, self._idle, self._now = name, idle, asyncio.get_running_loop().time
-        self._said, self._since = (0, False), self._now()
-
-    def is_final(self, reading: Reading) -> bool:
-        """Whether nothing more need be waited for after a whole answer. Raises ModelTimeout after `idle` seconds of
-        silence before its end.
-        """
-        said, now = (reading.kept, reading.finished), self._now()
-        if said != self._said:
-            self._said, self._since = said, now
-        elif reading.finished:
-            return now - self._since > EPILOGUE
-        elif now - self._since > self._idle:
-            raise ModelTimeout(f"{self._name} keeps the line open and says nothing. Send again.")
-        return False
-
-
-def is_stream(body: bytes) -> bool:
-    """Whether this begins a stream of events, not an answer in one piece or a web page."""
-    return body.lstrip()[:1] not in (b"{", b"<")
+        while True:
+            dialect = provider.dialect
+            body = provider.encoder.body(request, dialect)
+            hides = dialect.official and is_reasoner(request.model)
+            listening = Listening(provider.client, Reading(provider.name, len(body), hides=hides))
+            try:
+                async with listening.to("/chat/completions", body):
+                    while pieces := await listening.more():
+                        for piece in pieces:
+                            yield piece
+                    answer = await listening.answer()
+                yield answer
+                return
+            except ModelBadRequest as error:
+                if listening.begun or not dialect.stream_usage or "stream_options" not in error.detail:
+                    raise
+            provider.dialect = replace(provider.dialect, stream_usage=False)
 
 
 def _window(model: str, row: Mapping[str, Any]) -> int:

@@ -35,35 +35,35 @@ class Splitter:
         if self._taken > self._total:
             raise ModelError(f"The model's answer did not end within {self._total} bytes. Send again.")
         lines = chunk.split(b"\n")
-        self._line += lines[0]  # a long line comes in many chunks: only what is new is looked through
-        if len(lines) > 1:
-            lines[0] = bytes(self._line)
+        if len(lines) == 1:  # a long line comes in many chunks: only what is new is looked through
+            self._line += lines.pop()
+        else:
+            if self._line:
+                lines[0] = bytes(self._line + lines[0])
             self._line = bytearray(lines.pop())
-            for line in lines:
-                yield from self._take(line.removesuffix(b"\r"))
-        self._check(len(self._line))
+        return self._events(lines)
 
     def close(self) -> Iterator[bytes]:
         """The data of a last event that no blank line ended."""
-        line, self._line = bytes(self._line), bytearray()
-        yield from self._take(line.removesuffix(b"\r"))
-        yield from self._end()
+        lines, self._line = [bytes(self._line), b""], bytearray()
+        return self._events(lines)
 
-    def _take(self, line: bytes) -> Iterator[bytes]:
-        if not line:
-            yield from self._end()
-        elif line.startswith(b"data:"):
-            self._data.append(line[5:].removeprefix(b" "))
-            self._size += len(line)
-            self._check(0)
-        elif not self.stray and not line.startswith(FIELDS):
-            self.stray = line[:SHOWN]
+    def _events(self, lines: list[bytes]) -> Iterator[bytes]:
+        for line in lines:
+            if line.endswith(b"\r"):
+                line = line[:-1]
+            if not line:
+                if self._data:
+                    data, self._data, self._size = self._data, [], 0
+                    yield data[0] if len(data) == 1 else b"\n".join(data)
+            elif line.startswith(b"data:"):
+                self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
+                self._size += len(line)
+                self._check(self._size)
+            elif not self.stray and not line.startswith(FIELDS):
+                self.stray = line[:SHOWN]
+        self._check(self._size + len(self._line))
 
-    def _check(self, more: int) -> None:
-        if self._size + more > self._limit:
+    def _check(self, size: int) -> None:
+        if size > self._limit:
             raise ModelError(f"The model sent an event of more than {self._limit} bytes. Send again.")
-
-    def _end(self) -> Iterator[bytes]:
-        if self._data:
-            data, self._data, self._size = b"\n".join(self._data), [], 0
-            yield data

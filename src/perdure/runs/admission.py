@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -42,24 +43,30 @@ class Admission:
 
     def __init__(self, store: Store, clock: Clock, line: Line, stop: Callable[[str, str], Awaitable[str]]):
         self._store, self._clock, self._line, self._stop = store, clock, line, stop
+        self._copies: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def admit(self, order: Order, run: Run) -> Admitted | Run:
         """The run, durable with its request; or the run that the same request already made.
 
         Raises NotFound, Busy.
         """
-        if found := await self._repeated(order):
-            return found
+        if not (order.otids or order.retry):
+            return await self._take(order, run)
+        # Copies that come at once are looked at one after the other, so that the second finds the first one's run.
+        async with self._copies.setdefault(order.context_id, asyncio.Lock()):
+            return await self._repeated(order) or await self._take(order, run)
+
+    async def _take(self, order: Order, run: Run) -> Admitted | Run:
         try:
             return Admitted(run, await self._store.runs.accept(run, order.request))
         except Busy as busy:
-            if found := await self._repeated(order):  # both copies came at once
+            if found := await self._repeated(order):  # another process has taken a copy
                 return found
             if order.on_busy == "enqueue":
                 return await self._enqueue(order, run)
             if order.on_busy == "interrupt":
                 with self._line.held(order.context_id):
-                    return Admitted(run, await self._interrupt(order, run))
+                    return await self._interrupt(order, run)
             raise await self._refusal(order, busy) from None
 
     async def _repeated(self, order: Order) -> Run | None:
@@ -80,29 +87,37 @@ class Admission:
             return True
         return bool(await self._store.messages.find(MessageQuery(run_id=run.id, include_err=True), Page(limit=1)))
 
-    async def _enqueue(self, order: Order, run: Run) -> Admitted:
+    async def _enqueue(self, order: Order, run: Run) -> Admitted | Run:
         run = msgspec.structs.replace(run, status="created")
         kept = msgspec.json.encode(dataclasses.replace(order, request=b""))
-        await self._store.runs.enqueue(run, order.request, kept, limit=LONGEST_LINE)
+        try:
+            await self._store.runs.enqueue(run, order.request, kept, limit=LONGEST_LINE)
+        except Busy:
+            if found := await self._repeated(order):
+                return found
+            raise
         return Admitted(run)
 
-    async def _interrupt(self, order: Order, run: Run) -> Accepted:
+    async def _interrupt(self, order: Order, run: Run) -> Admitted | Run:
         """End whatever holds the context and take it, before all who wait."""
         until = asyncio.get_running_loop().time() + PATIENCE
         while True:
             try:
-                return await self._store.runs.accept(run, order.request, ahead=True)
+                return Admitted(run, await self._store.runs.accept(run, order.request, ahead=True))
             except Busy as busy:
+                if found := await self._repeated(order):
+                    return found
                 if asyncio.get_running_loop().time() > until:
                     raise
                 await self._stop(order.agent_id, busy.run_id)
 
     async def _refusal(self, order: Order, busy: Busy) -> Busy:
-        """A refusal that clients do not repeat by themselves if it is the holder's very words that were sent again:
-        their repeat would be taken for a retry of the first (★S61), and the second message would be lost.
+        """A refusal that clients do not repeat by themselves if the very same words were said a moment ago: their
+        repeat would be taken for a retry of those (★S61), and the second message would be lost.
         """
-        holder = await self._store.runs.with_request(order.context_id, order.request, self._clock.now())
-        return Busy(order.context_id, busy.run_id, final=holder is not None and holder.id == busy.run_id)
+        since = self._clock.now() - RETRIED
+        said = await self._store.runs.with_request(order.context_id, order.request, since)
+        return Busy(order.context_id, busy.run_id, final=said is not None)
 
 
 def order_of(kept: bytes, request: bytes = b"") -> Order:

@@ -75,7 +75,12 @@ class Executor:
         Busy, Invalid, Unavailable; nothing is stored then.
         """
         await self._override(order)
-        admitted = await self._admission.admit(order, self._new_run(order))
+        run = self._new_run(order)
+        try:
+            admitted = await self._admission.admit(order, run)
+        except Unavailable:  # perhaps it was saved all the same, and would hold the context for ever
+            self._record_later(failed(run, "error", Usage(), self._clock.now()))
+            raise
         if isinstance(admitted, Run):
             return self._ongoing.get(admitted.id) or admitted
         ongoing = Ongoing(admitted.run, self._tape_of(admitted.run, order), listener)
@@ -212,9 +217,11 @@ class Executor:
         """Wait in the line until the run has its context."""
         running = msgspec.structs.replace(ongoing.run, status="running")
         with_input = {**running.metadata, "input": words_of(order)}
-        accepted = await self._line.turn_of(msgspec.structs.replace(running, metadata=with_input))
-        ongoing.run = running
-        return accepted
+
+        def started() -> None:
+            ongoing.run = running
+
+        return await self._line.turn_of(msgspec.structs.replace(running, metadata=with_input), started)
 
     def _turn(self, run: Run, context: Context, order: Order, override: Model | None) -> Turn:
         if context.agent.agent_type in LEGACY:
@@ -284,9 +291,7 @@ class Executor:
             await self._ousted(ongoing)
         except Exception as error:  # whatever it is, readers must be told that the run is over
             log.error("could not record how a run ended", run_id=run.id, exc_info=error)
-            if isinstance(error, Unavailable):
-                self._unrecorded.append((run, step, frames))
-                self._recording = self._recording or asyncio.create_task(self._record())
+            self._record_later(run, step, frames)
             ongoing.tell([closing])
 
     async def _ousted(self, ongoing: Ongoing) -> None:
@@ -304,6 +309,10 @@ class Executor:
         rendering = self._rendering_of(run)
         ongoing.cut(ended_of(run), lambda number: rendering.closing(run, number))
 
+    def _record_later(self, run: Run, step: Step | None = None, frames: Frames | None = None) -> None:
+        self._unrecorded.append((run, step, frames))
+        self._recording = self._recording or asyncio.create_task(self._record())
+
     async def _record(self) -> None:
         """Record the ends that the database did not take, as soon as it does."""
         while self._unrecorded:
@@ -314,7 +323,8 @@ class Executor:
                     await self._store.runs.end(run, step, frames)
                 except Fenced:
                     pass
-                except PerdureError:
+                except Exception as error:  # whatever it is, the context is taken until the end is recorded
+                    log.warning("could not record how a run ended", run_id=run.id, reason=str(error))
                     self._unrecorded.append((run, step, frames))
                 self._line.moved(run.context_id)
         self._recording = None
@@ -336,7 +346,8 @@ class Executor:
         if not run_ids:
             await self._store.agents.get(agent_id)
             raise Conflict("No active runs to cancel. Runs that have ended need no cancelling.")
-        return {run_id: await self.stop(agent_id, run_id) for run_id in dict.fromkeys(run_ids)}
+        named = list(dict.fromkeys(run_ids))
+        return dict(zip(named, await asyncio.gather(*(self.stop(agent_id, one) for one in named)), strict=True))
 
     async def stop(self, agent_id: str, run_id: str) -> str:
         """Stop a run and wait until that is recorded; answers `cancelled`, or `failed` if the agent has no such run."""
@@ -376,8 +387,8 @@ class Executor:
     async def _take_up(self, waiting: Waiting) -> None:
         """Go on with a run that waited in another process, its frames numbered on."""
         order, last = order_of(waiting.order), 0
-        while batches := await self._store.log.read(waiting.run.id, last, 2**20):
-            last = batches[-1].last
+        async for frames in self._follow.saved(waiting.run.id, 0):
+            last = frames.last
         ongoing = Ongoing(waiting.run, self._tape_of(waiting.run, order, last))
         self._begin(ongoing, order, None, again=last > 0)
 

@@ -5,12 +5,15 @@ Whoever reads gets exactly the frames above the number given, and then the run's
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import TypeVar, TypeVarTuple
 
-from perdure.domain.events import RunStarted, StepCommitted
+from perdure.domain.errors import Gone, NotFound, Unavailable
+from perdure.domain.events import RunEnded, RunStarted, StepCommitted
 from perdure.domain.frames import Frames
+from perdure.domain.messages import Usage
 from perdure.domain.ports import Store
 from perdure.domain.records import Run
 from perdure.runs.ongoing import Ongoing
@@ -22,7 +25,14 @@ PORTION = 64 * 2**10
 """Bytes read from the log at once."""
 POLL = 0.1
 """Seconds between two looks at the log of a run that another process works on."""
+AWAY = 0.5
+"""Seconds between two tries while the database is away."""
+LONGEST_END = 3
+"""Frames that a terminal sequence has at most."""
 FRAME_END = b"\n\n"
+DELETED = "The run was deleted while it was read. Nothing more is known of it."
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 @dataclass(frozen=True)
@@ -59,9 +69,13 @@ class Follow:
             while True:
                 data = reader.take()
                 if data is None:
-                    async for portion in self._saved(run.id, reader.at):
+                    before = reader.at
+                    async for portion in self._saved(run.id, before):
                         reader.at = portion.last
                         yield portion
+                    if reader.at == before:  # neither here nor in the log: the run is deleted
+                        yield self._lost(run, before)
+                        return
                 elif data:
                     yield Portion(reader.at, data)
                 elif tape.ended:
@@ -73,14 +87,18 @@ class Follow:
 
     async def _from_log(self, run: Run, at: int, quiet: float | None, poll: float) -> AsyncGenerator[Portion, None]:
         loop = asyncio.get_running_loop()
-        heard, over, tail = loop.time(), False, b""
+        heard, over = loop.time(), False
         while True:
             async for portion in self._saved(run.id, at):
-                at, tail, heard = portion.last, portion.data[-20:], loop.time()
+                at, heard = portion.last, loop.time()
                 yield portion
             if over:
                 break
-            run = await self._store.runs.get(run.id)
+            try:
+                run = await self._present(self._store.runs.get, run.id)
+            except NotFound:
+                yield self._lost(run, at)
+                return
             over = run.completed_at is not None  # and once more, for what was saved before it ended
             if over:
                 continue
@@ -93,38 +111,60 @@ class Follow:
             if quiet is not None and loop.time() - heard >= quiet:
                 heard = loop.time()
                 yield Portion(at)
-        async for portion in self._end(run, at, tail):
+        async for portion in self._end(run, at):
             yield portion
 
-    async def _end(self, run: Run, at: int, tail: bytes) -> AsyncGenerator[Portion, None]:
-        """What the log does not have of a run that is over."""
+    async def _end(self, run: Run, at: int) -> AsyncGenerator[Portion, None]:
+        """What the log does not have, above number `at`, of a run that is over."""
         rendering = self._rendering(run)
-        saved = [frames async for frames in self._batches(run.id, max(at - 1, 0))]
-        if not saved and at == 0 and not run.streamed:
-            frames = rendering.frames(RunStarted(run.id), 1)
-            made = await made_by(self._store, run)
-            for step_id in dict.fromkeys(message.step_id for message in made):
-                step = StepCommitted(step_id or "", tuple(m for m in made if m.step_id == step_id))
-                frames += rendering.frames(step, len(frames) + 1)
-            frames += rendering.closing(run, len(frames) + 1)
-            yield Portion(len(frames), b"".join(frames))
+        if not run.streamed:
+            if at == 0:
+                yield await self._retold(run, rendering)
             return
-        tail = tail or (saved[-1].data[-20:] if saved and saved[-1].last == at else b"")
-        if not tail.endswith(rendering.last_frame):
-            frames = rendering.closing(run, at + 1)
-            yield Portion(at + len(frames), b"".join(frames))
+        tail = [frames async for frames in self.saved(run.id, max(at - LONGEST_END, 0))]
+        if not tail and at > LONGEST_END and [frames async for frames in self.saved(run.id, 0)]:
+            return  # a number that the stream never had
+        last = tail[-1].last if tail else (at if at > LONGEST_END else 0)  # without any frame, the log is lost
+        if not (tail and tail[-1].data.endswith(rendering.last_frame)):
+            frames = rendering.closing(run, last + 1)[max(at - last, 0) :]
+            if frames:
+                yield Portion(max(at, last) + len(frames), b"".join(frames))
+
+    async def _retold(self, run: Run, rendering: Rendering) -> Portion:
+        """A run that was no stream, as one: whole messages, step by step."""
+        frames = rendering.frames(RunStarted(run.id), 1)
+        made = await made_by(self._store, run)
+        for step_id in dict.fromkeys(message.step_id for message in made):
+            step = StepCommitted(step_id or "", tuple(m for m in made if m.step_id == step_id))
+            frames += rendering.frames(step, len(frames) + 1)
+        frames += rendering.closing(run, len(frames) + 1)
+        return Portion(len(frames), b"".join(frames))
+
+    def _lost(self, run: Run, at: int) -> Portion:
+        """The end for a reader whose run was deleted meanwhile."""
+        frames = self._rendering(run).frames(RunEnded("error", Usage(), 0, None, Gone(DELETED)), at + 1)
+        return Portion(at + len(frames), b"".join(frames))
 
     async def _saved(self, run_id: str, at: int) -> AsyncGenerator[Portion, None]:
         """What the log has above number `at`."""
-        async for frames in self._batches(run_id, at):
+        async for frames in self.saved(run_id, at):
             yield Portion(frames.last, above(frames, at))
             at = frames.last
 
-    async def _batches(self, run_id: str, at: int) -> AsyncGenerator[Frames, None]:
-        while batches := await self._store.log.read(run_id, at, PORTION):
+    async def saved(self, run_id: str, at: int) -> AsyncGenerator[Frames, None]:
+        """The log's batches above number `at`, as they were saved."""
+        while batches := await self._present(self._store.log.read, run_id, at, PORTION):
             for frames in batches:
                 yield frames
             at = batches[-1].last
+
+    async def _present(self, ask: Callable[[*Ts], Awaitable[T]], *arguments: *Ts) -> T:
+        """What the database answers, as soon as it is there: a reader waits for it, as it waits for the model."""
+        while True:
+            try:
+                return await ask(*arguments)
+            except Unavailable:
+                await asyncio.sleep(AWAY)
 
 
 def above(frames: Frames, at: int) -> bytes:

@@ -80,7 +80,7 @@ class Ongoing:
             yield carried
         else:
             while self.tape.saving:  # or the log could have a gap, should we be killed between the two
-                await self.tape.saving
+                await asyncio.shield(self.tape.saving)  # it is everybody's: a cancel of this run must not end it
             rendered = self.tape.render(events)
             carried = Carried(events, rendered, self.tape.pending(rendered))
             self.tape.carried = True

@@ -105,9 +105,9 @@ class Press:
                 self.more(tape)
             return False
         finally:
-            saving.set_result(None)
             for tape, _ in taken:
                 tape.saving = None
+            saving.set_result(None)
         for tape, batch in taken:
             if batch.run_id in refused:
                 self.forget(tape)

@@ -40,8 +40,9 @@ class Watch:
         while True:
             try:
                 await self.look()
-            except PerdureError as error:  # the database is away: the next look may find it
-                log.warning("could not look after the leases of runs", reason=str(error))
+            except Exception as error:  # whatever it is, the next look may go through, and nobody else looks
+                known = isinstance(error, PerdureError)
+                log.warning("could not look after the leases of runs", reason=str(error), exc_info=not known)
             await asyncio.sleep(LOOK)
 
     async def look(self) -> None:
@@ -51,7 +52,7 @@ class Watch:
             await self._runs.beat(self._worker, self._clock.now())
         try:
             leases = await self._runs.leases()
-        except PerdureError:
+        except Exception:
             self._seen.clear()  # what was seen before the database came back says nothing
             raise
         for run_id in mine - {lease.run_id for lease in leases if lease.worker == self._worker}:

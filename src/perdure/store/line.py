@@ -14,7 +14,7 @@ from perdure.domain.frames import Lease, Waiting
 from perdure.domain.ports import Accepted
 from perdure.domain.records import Run
 from perdure.store import repeats
-from perdure.store.codec import encode
+from perdure.store.codec import encode, moment
 from perdure.store.contexts import HOLDER, NEWEST
 from perdure.store.leases import abandoned
 from perdure.store.schema import WAITS, agents, contexts, runs
@@ -54,6 +54,9 @@ def enqueue(
     key = {"tenant": tenant, "context_id": row["context_id"]}
     if conn.scalar(_CONTEXT.with_for_update(key_share=True), key) != row["agent_id"]:
         raise NotFound("Agent not found")
+    copy = repeats.with_otid(conn, tenant, row["context_id"], otids[0], moment(0)) if otids else None
+    if copy and copy.otids == tuple(otids) and copy.completed_at is None:  # another process has just let it in
+        raise Busy(row["context_id"], copy.id)
     if (conn.scalar(_LENGTH, key) or 0) >= limit:
         raise Busy(row["context_id"], conn.scalar(HOLDER, key) or conn.scalar(FIRST, key) or row["id"])
     conn.execute(insert(runs), {**row, "waiting_order": order.decode()})
