@@ -49,17 +49,18 @@ async def prepared(running: Running) -> dict[str, str]:
         block = await post("/v1/blocks/", {"label": "human", "value": ""})
         tool = await post("/v1/tools/", {"source_code": SOURCE.replace("say_it", "known_tool")})
         agent = await post("/v1/agents/", {"model": running.handle, "block_ids": [block["id"]]})
+        talk = await post(f"/v1/conversations/?agent_id={agent['id']}", {"summary": "known"})
         message = (await post(f"/v1/agents/{agent['id']}/messages", {"input": "hi"}))["messages"][0]
     return {
         "agent_id": agent["id"], "block_id": block["id"], "tool_id": tool["id"], "block_label": "human",
         "tool_name": "memory_insert", "run_id": message["run_id"], "step_id": message["step_id"],
-        "message_id": message["id"], "model": running.handle,
+        "message_id": message["id"], "model": running.handle, "conversation_id": talk["id"],
     }  # fmt: skip
 
 
 IN_THE_WAY = (
     "before", "after", "embedding", "embedding_config", "folder_ids", "source_ids", "identifier_keys", "tools",
-    "tool_ids", "timezone", "override_model", "llm_config", "background", "client_tools", "message_ids",
+    "tool_ids", "timezone", "override_model", "llm_config", "background", "client_tools", "message_ids", "otid",
 )  # fmt: skip
 """Fields whose odd values mean 4xx and nothing else."""
 
@@ -68,12 +69,14 @@ def likely(case: Any, known: dict[str, str]) -> None:
     """Give the request what it needs to be carried out; everything else in it stays as odd as it is."""
     case.path_parameters = {name: known.get(name, value) for name, value in case.path_parameters.items()}
     case.query = {name: value for name, value in (case.query or {}).items() if name not in IN_THE_WAY}
+    if case.operation.label == "POST /v1/conversations/":
+        case.query["agent_id"] = known["agent_id"]
     if not isinstance(case.body, dict):
         return
     body = {name: value for name, value in case.body.items() if name not in IN_THE_WAY}
     if "source_code" in body:
         body["source_code"] = SOURCE
-    if case.operation.label == "POST /v1/agents/":
+    if case.operation.label == "POST /v1/agents/" or (body.get("model") and "/conversations/" in case.operation.path):
         body["model"] = known["model"]
     if "/messages" in case.operation.path and (body.get("input") is None) == (body.get("messages") is None):
         body = {**body, "input": "hi", "messages": None}

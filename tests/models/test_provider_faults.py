@@ -1,10 +1,11 @@
 """What goes wrong on the way to a model and back: each fault has its error, its retries, and its end."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from hearing import INFO, Pauses, fails, hear
-from twin import HELLO, JSON, SSE, Reply, Twin, body, delta, refusal, streamed
+from twin import HELLO, JSON, SSE, Reply, Twin, body, counted, delta, events, refusal, streamed
 
 from perdure.domain.errors import (
     ContextOverflow,
@@ -187,3 +188,59 @@ async def test_stream_options_refused_in_the_middle_are_an_error(twin: Twin, pro
     twin.play(streamed(delta(content="Hel"), {"error": {"code": 400, "message": "stream_options"}}))
     assert type(await fails(provider)) is ModelBadRequest
     assert len(twin.asked) == 1
+
+
+# --- after the finish --------------------------------------------------------------------------------------------
+
+SAID = events(delta(content="Hello"), delta("stop"), done=False)
+
+
+@pytest.mark.parametrize("end", ["cut", "hang"])
+async def test_a_whole_answer_is_kept(end: str, twin: Twin) -> None:
+    """After the finish only a count can follow: neither a dropped line nor silence costs the answer then."""
+    twin.play(Reply(SAID, end=end))
+    provider = OpenAIProvider("twin", twin.base_url, None, idle=0.1)
+    assert (await hear(provider)).text == "Hello"
+    await provider.close()
+
+
+async def test_comments_after_a_whole_answer(twin: Twin) -> None:
+    """Nor do comments without end, which are given up as silence is."""
+    twin.play(Reply(chunk for chunks in (SAID, (b": still here\n\n" for _ in iter(int, 1))) for chunk in chunks))
+    provider = OpenAIProvider("twin", twin.base_url, None, idle=0.1)
+    async with asyncio.timeout(3):
+        assert (await hear(provider)).text == "Hello"
+    await provider.close()
+
+
+async def test_the_count_after_the_finish(twin: Twin, provider: OpenAIProvider) -> None:
+    """The count comes after the finish and is waited for."""
+    twin.play(Reply([*SAID, *events(counted(7, 2))], end="late"))
+    assert (await hear(provider)).answer.usage.total_tokens == 9
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [delta("stop", content="Hel")],
+        [delta("stop", content="Hel"), delta("stop", content="lo")],
+        [delta("stop"), delta(content="Hel")],
+    ],
+)
+async def test_a_finish_that_comes_with_words_is_not_trusted(
+    said: list[Any], twin: Twin, provider: OpenAIProvider
+) -> None:
+    """Some servers tell a finish with every fragment: if the line drops then, nobody knows what is missing."""
+    twin.play(Reply(events(*said, done=False), end="cut"))
+    assert str(await fails(provider)) == "The connection to twin broke off. Send again."
+
+
+async def test_words_that_are_no_events(twin: Twin, provider: OpenAIProvider) -> None:
+    """A gateway's own words in place of events are quoted; beside a whole answer they do not matter."""
+    twin.play(body(b"upstream connect error\n", 200, {"content-type": "text/plain"}))
+    error = await fails(provider)
+    assert ("not its protocol" in str(error), error.detail) == (True, "upstream connect error")
+    twin.play(Reply([*events(delta(content="Hel"), done=False), b"upstream gave up\n"]))
+    assert (await fails(provider)).detail == "upstream gave up"
+    twin.play(Reply([*SAID, b"bye\n"]))
+    assert (await hear(provider)).text == "Hello"

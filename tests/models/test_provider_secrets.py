@@ -18,7 +18,7 @@ async def test_the_key_is_never_shown(twin: Twin, provider: OpenAIProvider) -> N
         refusal(401, quoted), refusal(400, quoted, code=KEY), body(quoted.encode(), 500), streamed(quoted),
         streamed({"error": {"message": quoted}}), streamed({"error": quoted}), body({"error": quoted}),
         body(f"<html>{KEY}".encode(), 200, {"content-type": "text/html"}),
-        Reply(headers={**SSE, "content-encoding": KEY}),
+        Reply(headers={**SSE, "content-encoding": KEY}), body(quoted.encode(), 200, {"content-type": "text/plain"}),
     ):  # fmt: skip
         twin.play(reply)
         error = await fails(provider)

@@ -5,7 +5,7 @@ What a frame looks like is `sse`'s; where frames come from is `runs`'.
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -133,12 +133,11 @@ class EventStream(Response):
 
     async def _watch(self, receive: Receive, pushing: "asyncio.Task[object]") -> None:
         """Return, with the push cancelled, once the client is gone or has stalled."""
-        leaving = asyncio.ensure_future(_left(receive))
-        try:
-            while not leaving.done() and not self._stalled():
-                await asyncio.wait({leaving}, timeout=STALLED / 2)
-        finally:
-            leaving.cancel()
+        while not self._stalled():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STALLED / 2):
+                    await _left(receive)
+                    break
         pushing.cancel()
 
     def _stalled(self) -> bool:

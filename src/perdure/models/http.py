@@ -65,6 +65,7 @@ class Client:
     async def post(self, path: str, body: bytes) -> AsyncIterator[aiohttp.ClientResponse]:
         """The answer to a POST, its status 200. Raises a ModelError, after at most `RETRIES` more tries."""
         response = await self._answer("POST", path, body)
+        del body  # an answer can take minutes, and a request can be megabytes
         try:
             with self._translated():
                 yield response

@@ -38,7 +38,9 @@ class Listening:
     @contextlib.asynccontextmanager
     async def to(self, path: str, body: bytes) -> AsyncIterator[None]:
         """Ask. Raises a ModelError, here and within for `more` and `answer`."""
-        async with self._client.post(path, body) as self._response:
+        call = self._client.post(path, body)
+        del body
+        async with call as self._response:
             self._ahead = await self._first()
             with silence_is_told(self._client, self._response, self._reading):
                 yield

@@ -103,8 +103,10 @@ class ChatModel:
             body = provider.encoder.body(request, dialect)
             hides = dialect.official and is_reasoner(request.model)
             listening = Listening(provider.client, Reading(provider.name, len(body), hides=hides))
+            call = listening.to("/chat/completions", body)
+            del body  # of a long history it is large; from here on only what sends it holds it
             try:
-                async with listening.to("/chat/completions", body):
+                async with call:
                     while pieces := await listening.more():
                         for piece in pieces:
                             yield piece

@@ -7,8 +7,9 @@ Whoever reads gets exactly the frames above the number given, and then the run's
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import TypeVar, TypeVarTuple
+
+import msgspec
 
 from perdure.domain.errors import Gone, NotFound, Unavailable
 from perdure.domain.events import RunEnded, RunStarted, StepCommitted
@@ -35,8 +36,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
-@dataclass(frozen=True)
-class Portion:
+class Portion(msgspec.Struct, frozen=True, gc=False):
     """Whole frames, and the number of the last one that was read; no data means that nothing happened for a while."""
 
     last: int
@@ -51,17 +51,14 @@ class Follow:
     ):  # fmt: skip
         self._store, self._live, self._rendering = store, live, rendering
 
-    async def __call__(
+    def __call__(
         self, started: Ongoing | Run, after: int = 0, *, quiet: float | None = None, poll: float = POLL
     ) -> AsyncGenerator[Portion, None]:
         """The frames above number `after`, to the end. Raises NotFound if the run is deleted meanwhile."""
         run, at = (started.run if isinstance(started, Ongoing) else started), after
         ongoing = started if isinstance(started, Ongoing) else self._live(run.id)
         tape = ongoing.tape if ongoing else None
-        source = self._from_tape(run, tape, at, quiet) if tape else self._from_log(run, at, quiet, poll)
-        async with aclosing(source) as portions:
-            async for portion in portions:
-                yield portion
+        return self._from_tape(run, tape, at, quiet) if tape else self._from_log(run, at, quiet, poll)
 
     async def _from_tape(self, run: Run, tape: Tape, at: int, quiet: float | None) -> AsyncGenerator[Portion, None]:
         reader = tape.reader(at)

@@ -4,6 +4,7 @@ Used by the files of the records themselves; knows their tables, not their rules
 """
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -54,8 +55,9 @@ def read_block(body: str, value: str) -> Block:
     return msgspec.structs.replace(_BLOCK.decode(body), value=value)
 
 
+@lru_cache(maxsize=512)
 def read_tool(body: str) -> Tool:
-    """A tool from its row."""
+    """A tool from its row. Most agents have the same ones: all contexts in memory share what is equal."""
     return _TOOL.decode(body)
 
 
@@ -68,12 +70,10 @@ def blocks_of(conn: Connection, tenant: str, agent_ids: Sequence[str]) -> dict[s
 
 
 def tools_of(conn: Connection, tenant: str, agent_ids: Sequence[str]) -> dict[str, list[Tool]]:
-    """The tools of each agent. A tool that many share is decoded once."""
+    """The tools of each agent."""
     found: dict[str, list[Tool]] = {agent_id: [] for agent_id in agent_ids}
-    decoded: dict[str, Tool] = {}
     for agent_id, body in conn.execute(TOOLS_OF, {"tenant": tenant, "ids": agent_ids}):
-        tool = decoded.get(body) or decoded.setdefault(body, read_tool(body))
-        found[agent_id].append(tool)
+        found[agent_id].append(read_tool(body))
     return found
 
 

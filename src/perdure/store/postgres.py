@@ -131,8 +131,8 @@ def _translated(error: Exception, committing: bool) -> Exception:
 
 
 def _is_trouble(error: DBAPIError) -> bool:
-    """Connection failures have no SQLSTATE; classes 08, 25 (read-only), 40, 53, 57, 58 are the server's own trouble."""
+    """Connection failures have no SQLSTATE; classes 08, 40, 53, 57, 58 are the server's own difficulties."""
     state = getattr(error.orig, "sqlstate", None)
     if state is None:
         return isinstance(error.orig, PsycopgOperationalError)
-    return state[:2] in ("08", "25", "40", "53", "57", "58")
+    return state[:2] in ("08", "40", "53", "57", "58")
