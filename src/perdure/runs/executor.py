@@ -59,6 +59,8 @@ class Executor:
         self._unrecorded: list[tuple[Run, Step | None, Frames | None]] = []
         self._recording: asyncio.Task[None] | None = None
         self._adopting: set[asyncio.Task[None]] = set()
+        self._over_already: set[str] = set()
+        """Runs of this process that were cancelled between their acceptance and their beginning."""
         self._worker = new_id("worker")
         self._press = Press(store.log, self._oust)
         self._line = Line(store.runs)
@@ -170,6 +172,8 @@ class Executor:
         if not again:
             ongoing.emit(RunStarted(run.id))
         ongoing.task = asyncio.create_task(self._carry_out(ongoing, order, accepted))
+        if run.id in self._over_already:
+            ongoing.oust()
         return ongoing
 
     async def _override(self, order: Order) -> Model | None:
@@ -206,6 +210,7 @@ class Executor:
     def _close(self, ongoing: Ongoing) -> None:
         """The run is over: let go of it, and let the next one go."""
         self._ongoing.pop(ongoing.run.id, None)
+        self._over_already.discard(ongoing.run.id)
         if ongoing.tape:
             self._press.forget(ongoing.tape)
         ongoing.over.set()
@@ -367,6 +372,9 @@ class Executor:
                 await self._store.runs.end(failed(run, "cancelled", run.usage, self._clock.now()))
             except Fenced:
                 log.info("a run ended while it was being cancelled", run_id=run_id)
+            if run.worker == self._worker:  # it was accepted a moment ago, and begins only now
+                self._over_already.add(run_id)
+                self._oust(run_id)
         return "cancelled"
 
     async def recover(self) -> None:
