@@ -59,8 +59,8 @@ class Executor:
         self._unrecorded: list[tuple[Run, Step | None, Frames | None]] = []
         self._recording: asyncio.Task[None] | None = None
         self._adopting: set[asyncio.Task[None]] = set()
-        self._over_already: set[str] = set()
-        """Runs of this process that were cancelled between their acceptance and their beginning."""
+        self._beginning: dict[str, asyncio.Event] = {}
+        """Runs that may be saved and have not begun; set once that is known."""
         self._worker = new_id("worker")
         self._press = Press(store.log, self._oust)
         self._line = Line(store.runs)
@@ -78,6 +78,13 @@ class Executor:
         """
         await self._override(order)
         run = self._new_run(order)
+        self._beginning[run.id] = asyncio.Event()
+        try:
+            return await self._start(order, run, listener)
+        finally:
+            self._beginning.pop(run.id).set()
+
+    async def _start(self, order: Order, run: Run, listener: Emit | None) -> Ongoing | Run:
         try:
             admitted = await self._admission.admit(order, run)
         except Unavailable:  # perhaps it was saved all the same, and would hold the context for ever
@@ -172,8 +179,6 @@ class Executor:
         if not again:
             ongoing.emit(RunStarted(run.id))
         ongoing.task = asyncio.create_task(self._carry_out(ongoing, order, accepted))
-        if run.id in self._over_already:
-            ongoing.oust()
         return ongoing
 
     async def _override(self, order: Order) -> Model | None:
@@ -210,7 +215,6 @@ class Executor:
     def _close(self, ongoing: Ongoing) -> None:
         """The run is over: let go of it, and let the next one go."""
         self._ongoing.pop(ongoing.run.id, None)
-        self._over_already.discard(ongoing.run.id)
         if ongoing.tape:
             self._press.forget(ongoing.tape)
         ongoing.over.set()
@@ -356,6 +360,8 @@ class Executor:
 
     async def stop(self, agent_id: str, run_id: str) -> str:
         """Stop a run and wait until that is recorded; answers `cancelled`, or `failed` if the agent has no such run."""
+        if beginning := self._beginning.get(run_id):
+            await beginning.wait()
         ongoing = self._ongoing.get(run_id)
         if ongoing and ongoing.run.agent_id == agent_id:
             ongoing.cancel()
@@ -372,9 +378,6 @@ class Executor:
                 await self._store.runs.end(failed(run, "cancelled", run.usage, self._clock.now()))
             except Fenced:
                 log.info("a run ended while it was being cancelled", run_id=run_id)
-            if run.worker == self._worker:  # it was accepted a moment ago, and begins only now
-                self._over_already.add(run_id)
-                self._oust(run_id)
         return "cancelled"
 
     async def recover(self) -> None:
